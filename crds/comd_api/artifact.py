@@ -1,0 +1,38 @@
+"""The manifest of an artifact: written last, so that the artifact exists when it does."""
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from comd_api.base import ApiModel
+
+MANIFEST_NAME = "manifest.json"
+
+
+class FileEntry(ApiModel):
+    path: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Below the artifact's prefix."""
+    size: int
+    """Bytes."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(ApiModel):
+    kind: str
+    """The phase that made it."""
+    key: str
+    """Digest of everything the content depends on: recipe, inputs, seed."""
+    root: str = ""
+    """Folder below the prefix in which the files lie. Each writer has its own, so that two writers of one artifact (an attempt that
+    was given up but still runs, and its successor) never mix: whoever writes the manifest first wins."""
+    files: list[FileEntry]
+    meta: dict[str, Any] = Field(default_factory=dict)
+    """Small facts that later phases and reports need without reading the files."""
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps(self.to_wire(), indent=1, sort_keys=True) + "\n").encode()
+
+    def digest(self) -> str:
+        return "sha256:" + hashlib.sha256(self.to_bytes()).hexdigest()

@@ -1,0 +1,64 @@
+"""What every type of the contract is made of: strict, frozen, camelCase on the wire, with its CEL rules beside it."""
+
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+
+class Rule(NamedTuple):
+    """One validation rule in CEL, evaluated by the API server (`x-kubernetes-validations`) and offline by
+    `comd validate`. A rule that mentions `oldSelf` is a transition rule: it is asked on updates only."""
+
+    rule: str
+    message: str
+
+
+class ApiModel(BaseModel):
+    """Base of every type on the wire.
+
+    Strict, so that `"3"` is not taken for `3` here and refused by the API server there; unknown fields are errors;
+    frozen, so that a decision can't change what it was given.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON object as Kubernetes would hold it: camelCase, without fields that are not set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields (Python names) changed."""
+        return self.model_copy(update=changes)
+
+
+# The API server charges a CEL rule for the largest value it could meet, so every string and list has a bound.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=16384)]
+Source = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^((s3|hf)://[A-Za-z0-9].*|file:///.*|[A-Za-z0-9_][^:]*)$",
+        min_length=1,
+        max_length=1024,
+    ),
+]
+"""Where something is read from: `s3://bucket/key`, `file:///absolute/path`, `hf://owner/name[@revision]`, or a path
+relative to `spec.storage.uri`, so that one manifest serves a laptop's folder and a cluster's bucket."""
+
+StoreUri = Annotated[str, StringConstraints(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|file:///.*)$", max_length=1024)]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=64)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

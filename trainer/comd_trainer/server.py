@@ -1,0 +1,166 @@
+"""`/metrics`, `/healthz` and `/progress` of a stage, up across its phases; and the progress file that `comd run` reads."""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from comd_api.stage import Progress, StageConfig
+from comd_api.status import PhaseName, PhaseTime
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+log = logging.getLogger(__name__)
+
+PHASE_METRICS = {
+    "loss": ("comd_loss", "Loss per supervised token of the newest step."),
+    "learning_rate": ("comd_learning_rate", "Learning rate of the newest step."),
+    "grad_norm": ("comd_gradient_norm", "Gradient norm of the newest step, before clipping."),
+    "tokens_per_second": ("comd_tokens_per_second", "Tokens trained on per second, over all ranks."),
+    "answers_per_second": ("comd_answers_per_second", "Answers generated per second, over all ranks."),
+}
+"""What phases report by `Progress.update(**metrics)`, and what it is called outside."""
+
+
+class StageStatus:
+    """The newest state of the stage, put together when somebody asks."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self.config = config
+        self.phase: PhaseName | None = None
+        self.phase_file: Path | None = None
+        self.finished: list[PhaseTime] = []
+        self.started = time.time()
+        self.phase_started = self.started
+
+    def progress(self) -> Progress:
+        state = self._phase_state()
+        return Progress(
+            stage=self.config.stage,
+            phase=self.phase,
+            done=state.get("done", 0),
+            total=state.get("total", 0),
+            unit=state.get("unit", ""),
+            rate=state.get("rate"),
+            seconds_left=state.get("secondsLeft"),
+            metrics=state.get("metrics", {}),
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus' collector protocol. Runs are told apart by the pod's labels, not by ours."""
+        labels = {"stage": self.config.stage}
+        yield _gauge("comd_stage_start_time_seconds", "When this attempt of the stage began.", labels, self.started)
+        yield InfoMetricFamily("comd_trainer_build", "Version of the trainer.", value={"version": version("comd")})
+        seconds = GaugeMetricFamily("comd_phase_seconds", "Wall time of finished phases.", labels=["stage", "phase", "reused"])
+        for done in list(self.finished):
+            seconds.add_metric([self.config.stage, done.name, str(done.reused).lower()], done.seconds)
+        yield seconds
+        if self.phase is None:
+            return
+        labels["phase"] = self.phase
+        state = self._phase_state()
+        yield _gauge("comd_phase_done", "Steps or items of the running phase that are done.", labels, state.get("done", 0))
+        yield _gauge("comd_phase_total", "Steps or items of the running phase.", labels, state.get("total", 0))
+        yield _gauge("comd_last_progress_time_seconds", "When the running phase last moved.", labels, state.get("time", self.phase_started))
+        for key, (name, text) in PHASE_METRICS.items():
+            value = state.get("metrics", {}).get(key)
+            if isinstance(value, int | float):
+                yield _gauge(name, text, labels, value)
+
+    def _phase_state(self) -> dict[str, Any]:
+        if self.phase_file is None:
+            return {}
+        try:
+            state: dict[str, Any] = json.loads(self.phase_file.read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return state
+
+
+def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+class StatusServer:
+    """Serves the status over HTTP when there is a port, and keeps the progress file new when there is one."""
+
+    def __init__(self, *, config: StageConfig, scratch: Path, progress_file: Path | None, address: str, port: int | None) -> None:
+        self.status = StageStatus(config)
+        self.progress_file = progress_file
+        self.address, self.port = address, port
+        self._scratch = scratch
+        self._http: ThreadingHTTPServer | None = None
+        self._closing = threading.Event()
+
+    def start(self) -> None:
+        if self.port is not None:
+            self._http = ThreadingHTTPServer((self.address, self.port), _handler(self.status))
+            self.port = self._http.server_address[1]
+            threading.Thread(target=self._http.serve_forever, name="http", daemon=True).start()
+            log.info("serving /metrics, /healthz and /progress on %s:%d", self.address, self.port)
+        if self.progress_file is not None:
+            threading.Thread(target=self._write_progress, name="progress", daemon=True).start()
+
+    def begin(self, phase: PhaseName, finished: list[PhaseTime]) -> None:
+        """A phase begins; `finished` are those before it."""
+        self.status.phase_file = None
+        self.status.finished = finished
+        self.status.phase = phase
+        self.status.phase_started = time.time()
+
+    def watch(self, phase_file: Path) -> None:
+        """From now on the phase says how far it is in this file."""
+        self.status.phase_file = phase_file
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._http is not None:
+            self._http.shutdown()
+            self._http.server_close()
+
+    def _write_progress(self) -> None:
+        assert self.progress_file is not None
+        partial = self.progress_file.with_suffix(".partial")
+        while True:
+            partial.write_text(json.dumps(self.status.progress().to_wire()))
+            os.replace(partial, self.progress_file)
+            if self._closing.wait(timeout=0.25):
+                return
+
+
+def _handler(status: StageStatus) -> type[BaseHTTPRequestHandler]:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(status)  # type: ignore[arg-type]  # a collector by its protocol
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.split("?", 1)[0]
+            if path == "/metrics":
+                self._answer(generate_latest(registry), CONTENT_TYPE_LATEST)
+            elif path == "/healthz":
+                self._answer(b"ok\n", "text/plain")
+            elif path == "/progress":
+                self._answer(json.dumps(status.progress().to_wire()).encode(), "application/json")
+            else:
+                self.send_error(404)
+
+        def _answer(self, body: bytes, content_type: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            log.debug(format, *args)
+
+    return Handler

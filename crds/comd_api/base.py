@@ -59,6 +59,6 @@ Source = Annotated[
 relative to `spec.storage.uri`, so that one manifest serves a laptop's folder and a cluster's bucket."""
 
 StoreUri = Annotated[str, StringConstraints(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|file:///.*)$", max_length=1024)]
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

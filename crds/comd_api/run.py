@@ -182,8 +182,8 @@ class DistillationRun(ApiModel):
 
     rules = (
         Rule(
-            "size(self.metadata.name) <= 63",
-            "metadata.name may have at most 63 characters, because it becomes a label of the run's Jobs",
+            "size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "metadata.name may have at most 63 of the characters a-z, 0-9 and -, because it becomes a label of the run's Jobs",
         ),
         *_immutable_rules(),
     )

@@ -96,6 +96,8 @@ class StageStatus(ApiModel):
     exit_class: ExitClass | None = None
     """How the last attempt ended."""
     message: MessageText | None = None
+    stop: MessageText | None = None
+    """Why no further round makes sense, when the stage found that out (`StageResult.stop`)."""
     artifacts: Annotated[list[ArtifactRef], Field(max_length=4)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
     )

@@ -1,8 +1,10 @@
-"""The three tiny models of the example, trained from nothing on the train split's handwriting: a teacher and the student's two parts.
+"""The three tiny models of the example, trained from nothing on the train split's handwriting: a teacher and the
+student's two parts.
 
-All of them are ordinary transformers models (LLaVA, CLIP, Llama), so that the operator and the trainer treat them as they would treat
-real ones. Every training here is a few hundred steps of AdamW on one core; `initializer_range` 0.08 instead of the library's 0.02 is
-what makes that enough, because 0.02 is meant for wide models and leaves attention almost flat at width 128.
+All of them are ordinary transformers models (LLaVA, CLIP, Llama), so that the operator and the trainer treat them as
+they would treat real ones. Every training here is a few hundred steps of AdamW on one core; `initializer_range` 0.08
+instead of the library's 0.02 is what makes that enough, because 0.02 is meant for wide models and leaves attention
+almost flat at width 128.
 """
 
 from __future__ import annotations
@@ -11,16 +13,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import world
 from numpy.typing import NDArray
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -38,13 +44,16 @@ IMAGE_START = 2
 """Where the picture stands in every prompt: after `<bos> user`."""
 MEAN, STD = 0.3, 0.35
 """Grey level (0..1) that the towers see as zero, and how many grey levels they see as one."""
+MAX_ANSWER = 12
+"""Tokens that suffice for every answer; the longest has 8 and its end mark."""
 EMPTY = 10
 """Class of an empty cell in the towers' pre-training; 0-9 are the digits."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %} {{ message['role'] }} "
     "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} assistant {% endif %}"
 )
@@ -68,15 +77,20 @@ class Recipe:
 
 
 TEACHER = Recipe(tower_width=96, tower_layers=3, tower_steps=300, width=128, layers=4, steps=900)
-STUDENT = Recipe(tower_width=48, tower_layers=2, tower_steps=150, width=80, layers=3, steps=300)
+STUDENT = Recipe(tower_width=48, tower_layers=2, tower_steps=150, width=80, layers=3, steps=200)
+
+CAPTION_SHARE = 0.3
+"""Share of captions, as against questions, among the texts that the language model reads."""
 
 
 def make_tokenizer(*, image: bool) -> PreTrainedTokenizerFast:
-    """One token a word, split on spaces. `image` adds the image token, last, which a plain language model does not have."""
+    """One token a word, split on spaces. `image` adds the image token, last, which a plain language model does not
+    have."""
     entries = [PAD, BOS, EOS, UNK, *world.vocabulary()] + ([IMAGE] if image else [])
     core = Tokenizer(WordLevel({entry: number for number, entry in enumerate(entries)}, unk_token=UNK))
     core.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # untyped in the library
+    tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=core,
         pad_token=PAD,
         bos_token=BOS,
@@ -92,7 +106,8 @@ def make_tokenizer(*, image: bool) -> PreTrainedTokenizerFast:
 
 
 def make_image_processor() -> CLIPImageProcessor:
-    """Canvases are already 32x32, so nothing is resized or cropped: grey to three channels, 0..1, then (x - mean) / std."""
+    """Canvases are already 32x32, so nothing is resized or cropped: grey to three channels, 0..1, then (x - mean) /
+    std."""
     return CLIPImageProcessor(
         do_resize=False,
         do_center_crop=False,
@@ -116,7 +131,8 @@ class Lexicon:
         self.numbers: dict[str, int] = dict(tokenizer.get_vocab())
 
     def sample(self, picture: Sequence[str], prompt: str, target: str) -> tuple[list[int], int]:
-        """Token numbers of one finished exchange, and how many of them come before the answer. `picture` is four words or image tokens."""
+        """Token numbers of one finished exchange, and how many of them come before the answer. `picture` is four words
+        or image tokens."""
         before = [BOS, "user", *picture, *prompt.split(), "assistant"]
         return [self.numbers[word] for word in (*before, *target.split(), EOS)], len(before)
 
@@ -132,7 +148,9 @@ class Lexicon:
         return ids, labels
 
 
-def fit(parameters: Iterable[nn.Parameter], loss_of: Callable[[], Tensor], *, steps: int, rate: float, progress: Progress) -> None:
+def fit(
+    parameters: Iterable[nn.Parameter], loss_of: Callable[[], Tensor], *, steps: int, rate: float, progress: Progress
+) -> None:
     """AdamW with 5 % warm-up, cosine to 5 % of the rate, and gradients clipped at 1. `loss_of` draws its own batch."""
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
@@ -143,7 +161,7 @@ def fit(parameters: Iterable[nn.Parameter], loss_of: Callable[[], Tensor], *, st
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
         loss = loss_of()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -163,8 +181,11 @@ def tower_config(recipe: Recipe) -> CLIPVisionConfig:
     )
 
 
-def train_tower(recipe: Recipe, canvases: NDArray[np.uint8], cells: Sequence[world.Cells], *, seed: int, progress: Progress) -> CLIPVisionModel:
-    """Pre-train a tower to name each cell's content from that cell's own patch feature; the linear head is thrown away."""
+def train_tower(
+    recipe: Recipe, canvases: NDArray[np.uint8], cells: Sequence[world.Cells], *, seed: int, progress: Progress
+) -> CLIPVisionModel:
+    """Pre-train a tower to name each cell's content from that cell's own patch feature; the linear head is thrown
+    away."""
     torch.manual_seed(seed)
     tower = CLIPVisionModel(tower_config(recipe))
     head = nn.Linear(recipe.tower_width, EMPTY + 1)
@@ -178,13 +199,18 @@ def train_tower(recipe: Recipe, canvases: NDArray[np.uint8], cells: Sequence[wor
         return nn.functional.cross_entropy(logits.flatten(0, 1), classes[rows].flatten())
 
     fit([*tower.parameters(), *head.parameters()], loss_of, steps=recipe.tower_steps, rate=1e-3, progress=progress)
-    return tower.eval()
+    tower.train(False)
+    return tower
 
 
 @torch.no_grad()
 def patch_features(tower: CLIPVisionModel, canvases: NDArray[np.uint8]) -> Tensor:
-    """The tower's last layer without the class token, (n, 4, width): what LLaVA's `default` strategy hands to the projector."""
-    parts = [tower(pixel_values=to_pixels(canvases[start : start + 500])).last_hidden_state[:, 1:] for start in range(0, len(canvases), 500)]
+    """The tower's last layer without the class token, (n, 4, width): what LLaVA's `default` strategy hands to the
+    projector."""
+    parts = [
+        tower(pixel_values=to_pixels(canvases[start : start + 500])).last_hidden_state[:, 1:]
+        for start in range(0, len(canvases), 500)
+    ]
     return torch.cat(parts)
 
 
@@ -213,10 +239,14 @@ def set_generation(model: LlamaForCausalLM | LlavaForConditionalGeneration) -> N
     model.generation_config.eos_token_id = 2
 
 
-def train_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int, caption_share: float, progress: Progress) -> LlamaForCausalLM:
-    """Pre-train on *text worlds*: canvases told in four words in place of a picture, asked about in the seed's own unequal shares.
+def train_language_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int, progress: Progress
+) -> LlamaForCausalLM:
+    """Pre-train on *text worlds*: canvases told in four words in place of a picture, asked about in the seed's own
+    unequal shares.
 
-    So the language model can talk about canvases, and knows rare skills less well than common ones, before it has seen a picture.
+    So the language model can talk about canvases, and knows rare skills less well than common ones, before it has seen
+    a picture.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(language_config(recipe, entries=len(tokenizer)))
@@ -226,7 +256,7 @@ def train_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, 
 
     def sample() -> tuple[list[int], int]:
         cells = world.draw_cells(rng)
-        if rng.random() < caption_share:
+        if rng.random() < CAPTION_SHARE:
             prompt = world.CAPTION_PROMPTS[int(rng.integers(len(world.CAPTION_PROMPTS)))]
             return lexicon.sample(world.cell_words(cells), prompt, world.caption(cells))
         question = world.draw_question(rng, world.SEED_MIX)
@@ -237,34 +267,41 @@ def train_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, 
         return answer_loss(model.model(input_ids=ids, use_cache=False).last_hidden_state, model.lm_head, labels)
 
     fit(model.parameters(), loss_of, steps=recipe.steps, rate=recipe.rate, progress=progress)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def answer_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the supervised tokens. `hidden` (batch, length, width); only positions before a label reach the head."""
+    """Mean cross-entropy of the supervised tokens. `hidden` (batch, length, width); only positions before a label reach
+    the head."""
     wanted = labels[:, 1:] != -100
     return nn.functional.cross_entropy(head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
 
 
 def teacher_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """LLaVA of the two parts, with the library's two-layer projector and four image tokens."""
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=tower_config(recipe),
         text_config=language_config(recipe, entries=len(tokenizer)),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.get_vocab()[IMAGE],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=True,
     )
-    return config
 
 
 def train_teacher(
-    recipe: Recipe, tower: CLIPVisionModel, canvases: NDArray[np.uint8], cells: Sequence[world.Cells], *, seed: int, progress: Progress
+    recipe: Recipe,
+    tower: CLIPVisionModel,
+    canvases: NDArray[np.uint8],
+    cells: Sequence[world.Cells],
+    *,
+    seed: int,
+    progress: Progress,
 ) -> LlavaForConditionalGeneration:
-    """Train projector and language model on ground truth, all skills evenly, over a frozen tower (whose features are computed once)."""
+    """Train projector and language model on ground truth, all skills evenly, over a frozen tower (whose features are
+    computed once)."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(image=True)
     model = LlavaForConditionalGeneration(teacher_config(recipe, tokenizer))
@@ -279,20 +316,29 @@ def train_teacher(
         rows = rng.integers(len(canvases), size=recipe.batch)
         drawn = [(int(row), world.draw_question(rng, world.EVEN_MIX)) for row in rows]
         ids, labels = lexicon.batch(
-            lexicon.sample([IMAGE] * IMAGE_TOKENS, question.text, world.answer(question, cells[row])) for row, question in drawn
+            lexicon.sample([IMAGE] * IMAGE_TOKENS, question.text, world.answer(question, cells[row]))
+            for row, question in drawn
         )
         words = language.embed_tokens(ids)
         seen = projector(features[torch.from_numpy(rows)])
         embeds = torch.cat([words[:, :IMAGE_START], seen, words[:, IMAGE_START + IMAGE_TOKENS :]], dim=1)
         return answer_loss(language(inputs_embeds=embeds, use_cache=False).last_hidden_state, model.lm_head, labels)
 
-    fit([*projector.parameters(), *language.parameters()], loss_of, steps=recipe.steps, rate=recipe.rate, progress=progress)
-    return model.eval()
+    fit(
+        [*projector.parameters(), *language.parameters()],
+        loss_of,
+        steps=recipe.steps,
+        rate=recipe.rate,
+        progress=progress,
+    )
+    model.train(False)
+    return model
 
 
 def make_processor() -> LlavaProcessor:
     """Tokenizer, image processor and chat template in one, as a teacher checkpoint carries them."""
-    return LlavaProcessor(
+    make: Any = LlavaProcessor  # untyped in the library
+    processor: LlavaProcessor = make(
         image_processor=make_image_processor(),
         tokenizer=make_tokenizer(image=True),
         patch_size=world.CELL,
@@ -300,9 +346,47 @@ def make_processor() -> LlavaProcessor:
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
+    return processor
 
 
 def save_teacher(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """A checkpoint that AutoModelForImageTextToText and AutoProcessor open."""
     model.save_pretrained(folder)
     make_processor().save_pretrained(folder)
+
+
+def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The chat template must make the very tokens that the models were trained on, and give an answer back as it
+    was."""
+    prompt, target = world.PHRASINGS["list"][0], "seven , two and five ."
+    expected, before = Lexicon(tokenizer).sample([], prompt, target)
+    asked = [{"role": "user", "content": prompt}]
+    texts = [
+        tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True),
+        tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": target}], tokenize=False),
+    ]
+    got = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if got != [expected[:before], expected] or tokenizer.decode(expected[before:], skip_special_tokens=True) != target:
+        raise AssertionError(f"the chat template and the training disagree: {texts}")
+
+
+def ask(checkpoint: Path, pictures: Sequence[NDArray[np.uint8]], instructions: Sequence[str]) -> list[str]:
+    """Open a saved checkpoint as a stranger would, and ask it one instruction about each picture, greedily."""
+    opens: Any = AutoProcessor  # untyped in the library
+    processor = opens.from_pretrained(checkpoint)
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    model.train(False)
+    prompts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
+            add_generation_prompt=True,
+        )
+        for text in instructions
+    ]
+    images = [Image.fromarray(picture) for picture in pictures]
+    given = processor(text=prompts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        said = model.generate(**given, max_new_tokens=MAX_ANSWER, do_sample=False)
+    return [
+        str(text) for text in processor.batch_decode(said[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    ]

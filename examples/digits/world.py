@@ -1,11 +1,12 @@
 """A tiny world with real handwriting: what is on a canvas, what may be asked about it, and the right answer.
 
-Pure: no torch, no files. A *canvas* is a 32x32 grey picture of 2x2 cells, each of which holds one real scan of a handwritten digit
-(scikit-learn ships 1,797 of them, 8x8 pixels) or nothing. Eight *skills* ask about it in plain English, and every question has exactly
-one answer on every canvas, so any question may be paired with any picture.
+Pure: no torch, no files. A *canvas* is a 32x32 grey picture of 2x2 cells, each of which holds one real scan of a
+handwritten digit (scikit-learn ships 1,797 of them, 8x8 pixels) or nothing. Eight *skills* ask about it in plain
+English, and every question has exactly one answer on every canvas, so any question may be paired with any picture.
 
-The scans are split three ways, so that no picture of one split shares handwriting with another: `train` (what teacher and student
-learn from), `dev` (what the example's settings were chosen on), `test` (what the published figures are measured on).
+The scans are split three ways, so that no picture of one split shares handwriting with another: `train` (what teacher
+and student learn from), `dev` (what the example's settings were chosen on), `test` (what the published figures are
+measured on).
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ NUMBERS = (
     *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
 )
 POSITIONS: Mapping[str, int] = {"top left": 0, "top right": 1, "bottom left": 2, "bottom right": 3}
-LINES: Mapping[str, tuple[int, int]] = {"top row": (0, 1), "bottom row": (2, 3), "left column": (0, 2), "right column": (1, 3)}
+LINES: Mapping[str, tuple[int, int]] = {
+    "top row": (0, 1),
+    "bottom row": (2, 3),
+    "left column": (0, 2),
+    "right column": (1, 3),
+}
 
 SEED_MIX: Mapping[str, float] = {
     "read": 0.40,
@@ -51,7 +57,11 @@ SKILLS = tuple(SEED_MIX)
 EVEN_MIX: Mapping[str, float] = {skill: 1 / len(SKILLS) for skill in SKILLS}
 
 PHRASINGS: Mapping[str, tuple[str, ...]] = {
-    "read": ("what digit is in the POSITION ?", "which digit do you see in the POSITION ?", "name the digit in the POSITION ."),
+    "read": (
+        "what digit is in the POSITION ?",
+        "which digit do you see in the POSITION ?",
+        "name the digit in the POSITION .",
+    ),
     "count": ("how many digits are there ?", "count the digits .", "how many cells hold a digit ?"),
     "list": ("list the digits .", "name all digits in order .", "which digits do you see ?"),
     "parity": ("is the POSITION digit even or odd ?", "tell me whether the POSITION digit is even or odd ."),
@@ -67,7 +77,8 @@ ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Question:
-    """One instruction: its skill, its words, and the cells that it is about (none for questions about the whole canvas)."""
+    """One instruction: its skill, its words, and the cells that it is about (none for questions about the whole
+    canvas)."""
 
     skill: str
     text: str
@@ -97,7 +108,8 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def answer(question: Question, cells: Cells) -> str:
-    """The one right answer, in full; parts come before verdicts, so that a small model can work them out left to right."""
+    """The one right answer, in full; parts come before verdicts, so that a small model can work them out left to
+    right."""
     digits = [digit for digit in cells if digit is not None]
     chosen = [cells[place] for place in question.cells]
     if question.skill == "read":
@@ -107,7 +119,9 @@ def answer(question: Question, cells: Cells) -> str:
     if question.skill == "list":
         return _joined([NUMBERS[digit] for digit in digits]) + " ."
     if question.skill == "parity":
-        return "it is empty ." if chosen[0] is None else f"{NUMBERS[chosen[0]]} is {'odd' if chosen[0] % 2 else 'even'} ."
+        return (
+            "it is empty ." if chosen[0] is None else f"{NUMBERS[chosen[0]]} is {'odd' if chosen[0] % 2 else 'even'} ."
+        )
     if question.skill == "largest":
         return f"the largest is {NUMBERS[max(digits)]} ."
     if question.skill == "smallest":
@@ -124,7 +138,8 @@ def answer(question: Question, cells: Cells) -> str:
 
 
 def cell_words(cells: Cells) -> list[str]:
-    """One word a cell: a number or `empty`. Text worlds show these four words where the picture's four tokens would stand."""
+    """One word a cell: a number or `empty`. Text worlds show these four words where the picture's four tokens would
+    stand."""
     return ["empty" if digit is None else NUMBERS[digit] for digit in cells]
 
 
@@ -164,7 +179,8 @@ def draw_cells(rng: np.random.Generator) -> Cells:
 
 @dataclass(frozen=True)
 class Scans:
-    """Scans of one split. `pixels` is (scans, 8, 8) in 0..16; `by_digit[d]` holds the rows of `pixels` that show digit d."""
+    """Scans of one split. `pixels` is (scans, 8, 8) in 0..16; `by_digit[d]` holds the rows of `pixels` that show digit
+    d."""
 
     pixels: NDArray[np.float64]
     by_digit: tuple[NDArray[np.int64], ...]
@@ -194,7 +210,8 @@ def load_scans() -> dict[Split, Scans]:
 
 
 def draw_canvas(rng: np.random.Generator, scans: Scans, cells: Cells, *, shift: bool) -> NDArray[np.uint8]:
-    """Paint a canvas: (32, 32) grey, 0 is paper. Each scan is doubled to 16x16; `shift` moves it by -1, 0 or 1 pixel each way."""
+    """Paint a canvas: (32, 32) grey, 0 is paper. Each scan is doubled to 16x16; `shift` moves it by -1, 0 or 1 pixel
+    each way."""
     canvas = np.zeros((SIDE, SIDE))
     for place, digit in enumerate(cells):
         if digit is None:

@@ -86,7 +86,7 @@ class Supervisor:
         store = open_store(storage.uri, storage.s3)
         sources = Sources(storage, store, self.cache)
         for ref in self.config.inputs:
-            self.artifacts[ref.name] = open_ref(ref, storage=storage, store=store, cache_dir=self.cache)
+            self.artifacts[ref.name] = open_ref(ref, store=store, cache_dir=self.cache)
         phases = phases_of(self.config.spec, self.config.stage)
         for phase in phases[: phases.index(self.config.phases[-1]) + 1]:
             if self.stop.is_set():

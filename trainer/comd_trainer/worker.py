@@ -105,7 +105,7 @@ def _run(job: PhaseJob, rank: int) -> None:
         store=store,
         sources=Sources(storage, store, cache),
         artifacts={
-            name: open_ref(ArtifactRef.model_validate(ref), storage=storage, store=store, cache_dir=cache)
+            name: open_ref(ArtifactRef.model_validate(ref), store=store, cache_dir=cache)
             for name, ref in job.artifacts.items()
         },
         fingerprints=job.fingerprints,

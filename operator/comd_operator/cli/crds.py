@@ -1,0 +1,26 @@
+"""`comd crds`: writes the CustomResourceDefinitions. `make crds` calls it; users never need to, so that the help does not list it."""
+
+from pathlib import Path
+
+import yaml
+
+from comd_api.crd import run_crd
+
+HEADER = "# Generated from crds/comd_api by `make crds`. Don't edit.\n"
+
+
+def crd_files() -> dict[str, str]:
+    """File name → content, the same for the same types, so that CI can compare."""
+    text = yaml.safe_dump(run_crd(), sort_keys=False, width=140, allow_unicode=True)
+    return {"distillationruns.yaml": HEADER + text}
+
+
+def write_crds(out: Path) -> list[Path]:
+    """Writes every file into the folder `out`; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, text in crd_files().items():
+        path = out / name
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    return written

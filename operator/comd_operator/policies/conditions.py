@@ -1,0 +1,87 @@
+"""Conditions, as kstatus reads them: `Reconciling` and `Stalled` are true only when something is so, `Ready` is there from the first visit
+(an absent one would read as done), and `kubectl wait` finds `Succeeded` and `Failed`."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+from comd_api.run import DistillationRun
+from comd_api.status import Condition, RunPhase, RunStatus
+from comd_operator.policies import ledger, stages
+from comd_operator.policies.clock import to_text
+
+TRUE_TYPES: dict[RunPhase, tuple[str, ...]] = {
+    "Pending": ("Reconciling",),
+    "Running": ("Reconciling",),
+    "Suspended": ("Suspended",),
+    "Succeeded": ("Ready", "Succeeded"),
+    "Failed": ("Failed", "Stalled"),
+}
+"""Which conditions are true in which phase; all others are false."""
+
+TYPES = ("Failed", "Ready", "Reconciling", "Stalled", "Succeeded", "Suspended")
+"""All of them, always, in this order."""
+
+
+def conditions(run: DistillationRun, status: RunStatus, now: datetime, *, suspended_because: str | None = None) -> list[Condition]:
+    """All conditions of a run whose phase and ledger are settled. One whose status did not flip keeps its time."""
+    reason, message = _why(run, status, suspended_because=suspended_because)
+    return [
+        _condition(
+            kind,
+            status="True" if kind in TRUE_TYPES[status.phase] else "False",
+            reason=reason,
+            message=message,
+            before=status.conditions,
+            generation=run.metadata.generation,
+            now=now,
+        )
+        for kind in TYPES
+    ]
+
+
+def _condition(
+    kind: str,
+    *,
+    status: Literal["True", "False"],
+    reason: str,
+    message: str,
+    before: Sequence[Condition],
+    generation: int,
+    now: datetime,
+) -> Condition:
+    old = next((condition for condition in before if condition.type == kind), None)
+    flipped = old is None or old.status != status
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message,
+        last_transition_time=to_text(now) if flipped or old is None else old.last_transition_time,
+        observed_generation=generation,
+    )
+
+
+def _why(run: DistillationRun, status: RunStatus, *, suspended_because: str | None) -> tuple[str, str]:
+    """Reason and message. They say what the run is at, never how far it is: that would be a write every few seconds."""
+    stage = ledger.current(status)
+    match status.phase:
+        case "Pending":
+            return "Pending", "nothing was started yet"
+        case "Succeeded":
+            early = stages.ended_early(run.spec, status)
+            return ("StoppedEarly", early) if early else ("Finished", f"all {len(status.stages)} stages are done")
+        case "Failed":
+            failed = ledger.failed_stage(status)
+            assert failed is not None, "a run fails in a stage"
+            return failed.exit_class or "Failed", f"{failed.name}: {failed.message or 'no reason was given'}"
+        case "Suspended":
+            if suspended_because is not None:
+                return "Interrupted", suspended_because
+            return "Suspended", "spec.suspend is true"
+        case "Running":
+            if stage is None:
+                return "Running", "between two stages"
+            if stage.phase == "Retrying":
+                return "Retrying", f"{stage.name}: attempt {stage.attempt} ended with {stage.exit_class}: {stage.message or 'no reason was given'}"
+            return "Running", f"{stage.name}, attempt {stage.attempt}"

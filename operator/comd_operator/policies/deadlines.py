@@ -1,0 +1,47 @@
+"""`activeDeadlineSeconds` and `stageDeadlineSeconds`, by our own clock: the time that the ledger has recorded and the time since it last
+started. Time spent suspended stands in neither."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from comd_api.run import RunSpec
+from comd_api.status import RunStatus, StageStatus
+from comd_operator.policies.clock import since
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    exceeded: str | None
+    """The sentence for the user, when one has passed."""
+    seconds_left: float | None
+    """Until the next one passes."""
+
+
+def check(spec: RunSpec, status: RunStatus, stage: StageStatus | None, now: datetime) -> Deadlines:
+    """Both deadlines at once, the run's first."""
+    left: list[float] = []
+    if spec.active_deadline_seconds is not None:
+        rest = spec.active_deadline_seconds - run_active(status, now)
+        if rest <= 0:
+            return Deadlines(exceeded=f"the run was active for longer than activeDeadlineSeconds ({spec.active_deadline_seconds})", seconds_left=None)
+        if status.active_since is not None:
+            left.append(rest)
+    if spec.stage_deadline_seconds is not None and stage is not None:
+        rest = spec.stage_deadline_seconds - stage_active(stage, now)
+        if rest <= 0:
+            return Deadlines(
+                exceeded=f"stage {stage.name} was active for longer than stageDeadlineSeconds ({spec.stage_deadline_seconds})", seconds_left=None
+            )
+        if stage.attempt_start_time is not None:
+            left.append(rest)
+    return Deadlines(exceeded=None, seconds_left=min(left, default=None))
+
+
+def run_active(status: RunStatus, now: datetime) -> float:
+    """Seconds that the run has been active, this stretch included."""
+    return status.active_seconds + since(status.active_since, now)
+
+
+def stage_active(stage: StageStatus, now: datetime) -> float:
+    """Seconds that the stage's attempts have been active together."""
+    return stage.active_seconds + since(stage.attempt_start_time, now)

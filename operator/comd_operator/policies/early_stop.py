@@ -1,0 +1,36 @@
+"""`rounds.earlyStop`: when an evaluation has not gained for some rounds."""
+
+from comd_api.run import RunSpec
+from comd_api.stages import round_of
+from comd_api.status import RunStatus, StageStatus
+
+_ROUNDING = 1e-9
+
+
+def reason(spec: RunSpec, status: RunStatus) -> str | None:
+    """Why no further round is begun; None to go on.
+
+    A round gains when its student is better than the best before it, and by at least `minGain`. The student before round 1 counts
+    as a best; rounds without a score on the evaluation are passed over.
+    """
+    rule = spec.rounds.early_stop
+    if rule is None:
+        return None
+    best: float | None = None
+    best_at, without_gain = "", 0
+    for stage in status.stages:
+        value = _student_score(stage, rule.evaluation)
+        if stage.phase != "Succeeded" or value is None:
+            continue
+        gain = None if best is None else value - best
+        if gain is None or (gain > _ROUNDING and gain >= rule.min_gain - _ROUNDING):
+            best, best_at, without_gain = value, stage.name, 0
+        elif round_of(stage.name) > 0:
+            without_gain += 1
+    if without_gain < rule.patience:
+        return None
+    return f"{rule.evaluation} has not gained {rule.min_gain:g} or more for {without_gain} rounds (best {best:.3f} after {best_at})"
+
+
+def _student_score(stage: StageStatus, evaluation: str) -> float | None:
+    return next((score.value for score in stage.scores if score.evaluation == evaluation and score.role == "student"), None)

@@ -1,0 +1,57 @@
+"""Preflight's decisions: what can be known before a model is loaded."""
+
+import pytest
+from comd_api.exit_codes import UserError
+from comd_api.run import RunSpec
+from comd_trainer.preflight import check_numbers, named_sources
+
+BASE = {
+    "student": {"composed": {"visionTower": {"source": "m/v"}, "projector": {}, "languageModel": {"source": "m/l"}}},
+    "teacher": {"checkpoint": {"source": "m/t"}},
+    "augmentor": {"type": "Retrieval"},
+    "data": {"images": "i", "pretraining": "p.jsonl", "seed": {"instructions": "s.jsonl"}, "bank": "b.jsonl"},
+    "pretraining": {},
+    "rounds": {"count": 3, "augmentation": {"hardItems": 10, "easyItems": 5}, "assessment": {"freshItems": 7}, "hardItemsFloor": 1},
+}
+
+
+def spec(**changes: object) -> RunSpec:
+    return RunSpec.model_validate({**BASE, **changes})
+
+
+def test_every_source_is_named_by_its_field() -> None:
+    found = {one.field: one.source for one in named_sources(spec())}
+    assert found == {
+        "spec.student.composed.visionTower.source": "m/v",
+        "spec.student.composed.languageModel.source": "m/l",
+        "spec.teacher.checkpoint.source": "m/t",
+        "spec.data.images": "i",
+        "spec.data.seed.instructions": "s.jsonl",
+        "spec.data.pretraining": "p.jsonl",
+        "spec.data.bank": "b.jsonl",
+    }
+
+
+@pytest.mark.parametrize(
+    ("augmentor", "bank", "enough"),
+    [
+        ("Retrieval", 51, True),  # two rounds of 10 + 5 new items, three of 7 fresh ones
+        ("Retrieval", 50, False),
+        ("Random", 44, True),  # what is not compared is drawn anew: two rounds of 10 + 5 + 7
+        ("Random", 43, False),
+    ],
+)
+def test_the_bank_must_hold_what_all_rounds_draw(augmentor: str, bank: int, enough: bool) -> None:
+    run = spec(augmentor={"type": augmentor})
+    if enough:
+        check_numbers(run, bank_rows=bank, seed_rows=100)
+    else:
+        with pytest.raises(UserError, match=rf"the bank holds {bank}"):
+            check_numbers(run, bank_rows=bank, seed_rows=100)
+
+
+def test_a_floor_that_no_round_can_reach_is_refused() -> None:
+    run = spec(rounds={**BASE["rounds"], "hardItemsFloor": 30})  # type: ignore[dict-item]
+    check_numbers(run, bank_rows=100, seed_rows=23)
+    with pytest.raises(UserError, match=r"hardItemsFloor is 30, but round 1 compares only 29 items"):
+        check_numbers(run, bank_rows=100, seed_rows=22)

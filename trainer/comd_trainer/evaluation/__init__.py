@@ -1,0 +1,1 @@
+"""From predictions to accuracies with intervals. Pure (method section 8)."""

@@ -1,0 +1,168 @@
+"""A folder as a store."""
+
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from comd_api.exit_codes import UserError
+
+from comd_trainer.store.errors import local_errors
+from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked
+
+_TEMPORARY = ".comd-partial-"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+class FileStore:
+    """Each file is written under another name, flushed to disk, then given its name, so that no reader ever sees a part of one."""
+
+    def __init__(self, uri: str, *, field: str = STORAGE_FIELD) -> None:
+        """`uri`: `file:///absolute/folder`, percent-encoded where need be (RFC 8089). The folder is made by the first write."""
+        path = uri.removeprefix("file://")
+        if not uri.startswith("file:///"):
+            raise UserError(f"{field}: {uri!r} is no store; write s3://bucket/prefix or file:///absolute/folder")
+        self._field = field
+        self._root = Path(unquote(path))
+        self._uri = "file://" + path.rstrip("/")
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    def uri_of(self, path: str) -> str:
+        return f"{self._uri}/{path}"
+
+    def local_path(self, path: str) -> Path:
+        return self._root / checked(path, field=self._field)
+
+    def list(self, prefix: str) -> Iterator[StoredFile]:
+        top = self.local_path(prefix) if prefix else self._root
+        with local_errors(top, field=self._field):
+            files = [file for folder, _, names in os.walk(top) for file in self._stat_all(Path(folder), names)]
+        yield from sorted(files, key=lambda file: file.path.encode())
+
+    def stat(self, path: str) -> StoredFile | None:
+        local = self.local_path(path)
+        with local_errors(local, field=self._field):
+            return next(self._stat_all(local.parent, [local.name]), None)
+
+    def exists(self, path: str) -> bool:
+        return self.stat(path) is not None
+
+    def read(self, path: str) -> bytes:
+        local = self.local_path(path)
+        with local_errors(local, field=self._field):
+            try:
+                return local.read_bytes()
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(local)) from error
+
+    def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
+        def fill(temporary: Path) -> None:
+            temporary.write_bytes(data)
+
+        return self._put(path, fill, if_absent=if_absent)
+
+    def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
+        def fill(temporary: Path) -> None:
+            # A file that has other names already (or is a link) may be changed through those: it is copied.
+            status = local.lstat()
+            if owned and not local.is_symlink() and status.st_nlink == 1 and _linked(local, temporary):
+                return
+            shutil.copyfile(local, temporary)
+
+        self._put(path, fill, if_absent=False)
+        if on_bytes is not None:
+            on_bytes(local.stat().st_size)
+
+    def download(self, path: str, local: Path, *, on_bytes: OnBytes | None = None) -> None:
+        source = self.local_path(path)
+        with local_errors(local, field=self._field):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(local)
+            try:
+                shutil.copyfile(source, temporary)
+                os.replace(temporary, local)
+            finally:
+                temporary.unlink(missing_ok=True)
+        if on_bytes is not None:
+            on_bytes(local.stat().st_size)
+
+    def delete(self, path: str) -> None:
+        local = self.local_path(path)
+        with local_errors(local, field=self._field):
+            local.unlink(missing_ok=True)
+
+    def _put(self, path: str, fill: Callable[[Path], None], *, if_absent: bool) -> bool:
+        target = self.local_path(path)
+        with local_errors(target, field=self._field):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(target)
+            try:
+                fill(temporary)
+                _flush(temporary)
+                if not if_absent:
+                    os.replace(temporary, target)
+                elif not self._name(temporary, target):
+                    return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            _flush(target.parent)
+        return True
+
+    def _name(self, temporary: Path, target: Path) -> bool:
+        """Gives a finished file its name unless that is taken. `link` is the one call that does both at once, over NFS as well."""
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise UserError(
+                f"{self._field}: the file system of {target.parent} has no hard links, which keep two writers apart; "
+                "use a folder on a local disk or on NFS, or s3://"
+            ) from error
+        return True
+
+    def _stat_all(self, folder: Path, names: list[str]) -> Iterator[StoredFile]:
+        for name in names:
+            if name.startswith(_TEMPORARY):
+                continue
+            local = folder / name
+            try:
+                status = local.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # deleted since the folder was read, or a link to nowhere
+            if stat.S_ISREG(status.st_mode):
+                etag = f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+                yield StoredFile(path=local.relative_to(self._root).as_posix(), size=status.st_size, etag=etag)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Whether `target` could be made a second name of `source`: same file system, and one that has hard links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Until the disk has it: a manifest must never outlive the files that it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""`hf://` sources: snapshots of the Hugging Face hub, in its own cache folder (HF_HOME)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import httpx
+from comd_api.exit_codes import TryAgainError, UserError
+
+_PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
+"""Weights in formats that we never load (DESIGN: safetensors only), left on the hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSource:
+    kind: str
+    """`model` or `dataset`."""
+    repository: str
+    """`owner/name`"""
+    revision: str | None
+    """Branch, tag or commit; None for the default branch."""
+    path: str
+    """Below the repository; empty for all of it."""
+
+
+def parse(source: str, *, field: str) -> HubSource:
+    """`hf://[datasets/]owner/name[@revision][/path]`, as huggingface_hub's own file system writes it (`/` in a revision as `%2F`)."""
+    rest = source.removeprefix("hf://")
+    kind = "dataset" if rest.startswith("datasets/") else "model"
+    owner, _, rest = rest.removeprefix("datasets/").partition("/")
+    name_and_revision, _, path = rest.partition("/")
+    name, _, revision = name_and_revision.partition("@")
+    if not owner or not name or ".." in path.split("/"):
+        raise UserError(
+            f"{field}: {source!r} is no source on the hub; write hf://owner/name or hf://owner/name@revision"
+        )
+    return HubSource(kind=kind, repository=f"{owner}/{name}", revision=unquote(revision) or None, path=path.strip("/"))
+
+
+def commit_of(source: str, *, field: str) -> str:
+    """Hex digest of the commit that the source stands for now. Without a network, of the one that is here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    wanted = parse(source, field=field)
+    with _hub_errors(source, field=field):
+        try:
+            info = HfApi().repo_info(wanted.repository, revision=wanted.revision, repo_type=wanted.kind)
+        except (OfflineModeIsEnabled, httpx.TransportError):
+            return _snapshot(wanted, local_only=True).name
+    assert info.sha, f"the hub gives no commit of {source}"
+    return str(info.sha)
+
+
+def fetch(source: str, *, field: str) -> Path:
+    """The file or folder that the source stands for, on this machine."""
+    wanted = parse(source, field=field)
+    with _hub_errors(source, field=field):
+        local = _snapshot(wanted, local_only=False) / wanted.path
+    if not local.exists():
+        raise UserError(f"{field}: {source} is not there: {wanted.repository} has nothing at {wanted.path!r}")
+    return local
+
+
+def _snapshot(wanted: HubSource, *, local_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        wanted.repository,
+        repo_type=wanted.kind,
+        revision=wanted.revision,
+        allow_patterns=[wanted.path, f"{wanted.path}/*"] if wanted.path else None,
+        ignore_patterns=_PICKLES if wanted.kind == "model" else None,
+        local_files_only=local_only,
+    )
+    return Path(folder)
+
+
+@contextmanager
+def _hub_errors(source: str, *, field: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{field}: {source} is gated; accept its terms on the hub and set HF_TOKEN to a token that may read it"
+        ) from error
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.DisabledRepoError,
+        errors.HFValidationError,
+    ) as error:
+        raise UserError(
+            f"{field}: {source} is not on the hub, or HF_TOKEN may not read it ({type(error).__name__}); "
+            "correct the name or the revision, or set HF_TOKEN"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError) as error:
+        raise TryAgainError(
+            f"{field}: the hub can't be reached and {source} is not in this machine's cache ({type(error).__name__})"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403):
+            raise UserError(
+                f"{field}: the hub refuses {source} (HTTP {status}); set HF_TOKEN to a token that may read it"
+            ) from error
+        raise TryAgainError(f"{field}: the hub does not serve {source} at the moment (HTTP {status})") from error

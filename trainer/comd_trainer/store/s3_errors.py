@@ -1,0 +1,134 @@
+"""What an S3 service's errors mean for a run: the user's mistake (64), or worth another try (75)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import botocore.exceptions as boto
+from botocore.exceptions import BotoCoreError, ClientError
+from comd_api.exit_codes import ComdError, TryAgainError, UserError
+from s3transfer.exceptions import RetriesExceededError
+from urllib3.exceptions import HTTPError
+
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+_TAKEN = {"PreconditionFailed", "412"}
+_KEYS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "AuthFailure",
+    "InvalidSecurity",
+}
+_DENIED = {
+    "AccessDenied",
+    "AllAccessDisabled",
+    "AccountProblem",
+    "NotSignedUp",
+    "403",
+    "Forbidden",
+    "401",
+    "Unauthorized",
+}
+_REGION = {
+    "AuthorizationHeaderMalformed",
+    "PermanentRedirect",
+    "IllegalLocationConstraintException",
+    "301",
+    "InvalidRegionName",
+}
+_BUSY = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestTimeout",
+    "RequestLimitExceeded",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}
+_NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError, boto.ProfileNotFound)
+_AWAY = (boto.HTTPClientError, boto.CredentialRetrievalError, boto.IncompleteReadError, RetriesExceededError, HTTPError)
+
+
+def code_of(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_missing(error: ClientError) -> bool:
+    return code_of(error) in _MISSING
+
+
+def is_taken(error: ClientError) -> bool:
+    """Whether a conditional put was refused because the key exists."""
+    return code_of(error) in _TAKEN
+
+
+def explain_s3(error: Exception, *, uri: str, field: str) -> ComdError | None:
+    """One sentence that names the field, the URI and what would be right; None for errors that were not foreseen."""
+    if isinstance(error, ClientError):
+        return _explain_reply(error, uri=uri, field=field)
+    if isinstance(error, _NO_CREDENTIALS):
+        return UserError(
+            f"{field}: there are no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+            "(from a Secret) or give the pod a service account that may use the bucket"
+        )
+    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return UserError(
+            f"{field}: the certificate of {uri}'s endpoint is not trusted here ({error}); set AWS_CA_BUNDLE to its authority"
+        )
+    if isinstance(error, boto.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
+        return UserError(
+            f"{field}: the endpoint of {uri} does not speak TLS; write spec.storage.s3.endpoint with http://"
+        )
+    if isinstance(error, _AWAY):
+        return TryAgainError(f"{field}: {uri} can't be reached ({error})")
+    if isinstance(error, boto.ParamValidationError | boto.NoRegionError | boto.InvalidRegionError):
+        return UserError(f"{field}: {uri} can't be used ({error})")
+    return None
+
+
+def _explain_reply(error: ClientError, *, uri: str, field: str) -> ComdError | None:
+    code = code_of(error)
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    detail = f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": ")
+    if code in {"NoSuchBucket", "InvalidBucketName"}:
+        bucket = uri.removeprefix("s3://").partition("/")[0]
+        return UserError(
+            f"{field}: {uri} names the bucket {bucket!r}, which does not exist ({code}); create it or correct the name"
+        )
+    if code in _KEYS:
+        return UserError(
+            f"{field}: the S3 credentials are refused for {uri} ({detail}); correct the access key and its secret"
+        )
+    if code in _DENIED:
+        return UserError(
+            f"{field}: access to {uri} is denied ({detail}); the key needs s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there"
+        )
+    if code == "RequestTimeTooSkewed":
+        return UserError(
+            f"{field}: {uri} refuses requests because this machine's clock is wrong ({detail}); set the clock"
+        )
+    if code in _REGION:
+        return UserError(
+            f"{field}: {uri} lies in another region ({detail}); set spec.storage.s3.region to the bucket's"
+        )
+    if code == "NotImplemented":
+        return UserError(
+            f"{field}: the service of {uri} lacks something that a store needs, such as conditional writes ({detail}); use another"
+        )
+    if code in _BUSY or status >= 500:
+        return TryAgainError(f"{field}: {uri} does not serve requests at the moment ({detail})")
+    return None
+
+
+@contextmanager
+def s3_errors(*, uri: str, field: str) -> Iterator[None]:
+    """Turns boto3's errors at `uri` into ours. Missing keys become `FileNotFoundError`."""
+    try:
+        yield
+    except (ClientError, BotoCoreError, RetriesExceededError, HTTPError) as error:
+        if isinstance(error, ClientError) and is_missing(error):
+            raise FileNotFoundError(2, "no such object", uri) from error
+        explained = explain_s3(error, uri=uri, field=field)
+        if explained is None:
+            raise
+        raise explained from error

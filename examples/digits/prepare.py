@@ -52,6 +52,8 @@ def _start_worker(queue: SimpleQueue[Told]) -> None:
     global _told
     _told = queue
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it found no other
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the libraries' own bars would break the progress line
 
 
 def _tell(part: str, doing: str) -> Callable[[int, int], None]:
@@ -284,6 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what was complete is kept", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        print(f"prepare failed: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

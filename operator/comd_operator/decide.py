@@ -1,8 +1,8 @@
-"""The brain: what to create, what to delete, the whole new status, when to look again. Pure, so both bodies share it: the operator with
-Jobs and the API server, `comd run` with processes and a file.
+"""The brain: what to create, what to delete, the whole new status, when to look again. Pure, so both bodies share it:
+the operator with Jobs and the API server, `comd run` with processes and a file.
 
-Level-triggered: it is given what is, never what happened, and may be asked at any time and any number of times. What has been
-finished is finished because the status says so, never because a Job is there or gone.
+Level-triggered: it is given what is, never what happened, and may be asked at any time and any number of times. What
+has been finished is finished because the status says so, never because a Job is there or gone.
 """
 
 from collections.abc import Sequence
@@ -63,9 +63,10 @@ def decide(run: DistillationRun, children: Sequence[Child], now: datetime) -> De
 
     status = _observe(run, before, children, now)
     status = _enforce_deadlines(run, status, now)
+    create: list[JobPlan] = []
     paused = suspend.must_pause(run.spec, ledger.current(status))
     if paused:
-        status, create = suspend.pause(status, now, message="suspended"), []
+        status = suspend.pause(status, now, message="suspended")
     else:
         status, create = _advance(run, suspend.resume(status, now), children, now)
 
@@ -81,7 +82,8 @@ def decide(run: DistillationRun, children: Sequence[Child], now: datetime) -> De
 
 
 def interrupt(run: DistillationRun, now: datetime, *, message: str) -> RunStatus:
-    """The status of a run whose body stops without having been asked to by the spec: neither failed nor suspended for good."""
+    """The status of a run whose body stops without having been asked to by the spec: neither failed nor suspended for
+    good."""
     before = run.status or RunStatus()
     if before.phase in ("Succeeded", "Failed"):
         return before
@@ -92,7 +94,9 @@ def interrupt(run: DistillationRun, now: datetime, *, message: str) -> RunStatus
 
 def _keep_ended(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> Decision:
     """Terminal is sticky: nothing is created, what still runs is removed, a changed spec is only acknowledged."""
-    return Decision(status=_stamp(run, status, now), delete=[child.name for child in children if child.state == "Running"])
+    return Decision(
+        status=_stamp(run, status, now), delete=[child.name for child in children if child.state == "Running"]
+    )
 
 
 def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> RunStatus:
@@ -107,7 +111,9 @@ def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child],
     if child.state == "Running":
         return status
     result = child.result
-    exit_class: ExitClass = child.exit_class or (result.exit_class if result else "Done" if child.state == "Succeeded" else "Failed")
+    exit_class: ExitClass = child.exit_class or (
+        result.exit_class if result else "Done" if child.state == "Succeeded" else "Failed"
+    )
     message = (result.message if result else "") or child.message
     stage = record(
         stage,
@@ -166,7 +172,9 @@ def _advance(
     stage = stage.replace(
         job_name=job.name, job_uid=None, start_time=stage.start_time or to_text(now), attempt_start_time=to_text(now)
     )
-    status = status.replace(start_time=status.start_time or to_text(now), active_since=status.active_since or to_text(now))
+    status = status.replace(
+        start_time=status.start_time or to_text(now), active_since=status.active_since or to_text(now)
+    )
     return ledger.put(status, stage), [job]
 
 
@@ -194,7 +202,9 @@ def _progress(status: RunStatus, children: Sequence[Child]) -> str | None:
     return child.progress if child is not None else None
 
 
-def _stamp(run: DistillationRun, status: RunStatus, now: datetime, *, suspended_because: str | None = None) -> RunStatus:
+def _stamp(
+    run: DistillationRun, status: RunStatus, now: datetime, *, suspended_because: str | None = None
+) -> RunStatus:
     return status.replace(
         observed_generation=run.metadata.generation,
         conditions=conditions(run, status, now, suspended_because=suspended_because),

@@ -1,4 +1,5 @@
-"""Log lines of a stage: JSON where a machine reads them, plain text on a terminal; each says which run, stage, phase and attempt."""
+"""Log lines of a stage: JSON where a machine reads them, plain text on a terminal; each says which run, stage, phase
+and attempt."""
 
 import json
 import logging
@@ -43,7 +44,8 @@ def configure(
 
 
 def _silence_progress_bars() -> None:
-    """Bars redraw a line, which is noise in a file. transformers reads the environment when it is imported, maybe before now."""
+    """Bars redraw a line, which is noise in a file. transformers reads the environment when it is imported, maybe
+    before now."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     library = sys.modules.get("transformers.utils.logging")
     if library is not None:
@@ -51,7 +53,8 @@ def _silence_progress_bars() -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC, RFC 3339), level, logger, message, the context, and the record's `extra` fields."""
+    """One JSON object a line: time (UTC, RFC 3339), level, logger, message, the context, and the record's `extra`
+    fields."""
 
     def __init__(self, context: dict[str, Any]) -> None:
         super().__init__()

@@ -141,7 +141,7 @@ def count_rows(spec: RunSpec, sources: Sources) -> dict[str, int]:
     counts: dict[str, int] = {}
 
     def count(field: str, source: str) -> None:
-        rows = read_rows(sources.file(source, field=field), prefix="", origin="seed")
+        rows = read_rows(sources.file(source, field=field), field=field, prefix="", origin="seed")
         check_share(rows, field=field, source=source, max_bad_fraction=data.max_bad_row_fraction)
         _check_first_images(rows.items, spec, sources, field=field)
         counts[field] = len(rows.items)

@@ -1,0 +1,1 @@
+"""`comd`: run, plan, validate."""

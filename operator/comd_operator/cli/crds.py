@@ -1,4 +1,5 @@
-"""`comd crds`: writes the CustomResourceDefinitions. `make crds` calls it; users never need to, so that the help does not list it."""
+"""`comd crds`: writes the CustomResourceDefinitions. `make crds` calls it; users never need to, so that the help does
+not list it."""
 
 from pathlib import Path
 

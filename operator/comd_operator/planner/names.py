@@ -9,8 +9,8 @@ MAX_JOB_NAME = 52
 
 
 def job_name(*, run: str, stage: str, attempt: int, phase: PhaseName | None) -> str:
-    """`<run>-<stage>-a<attempt>`, with `execution: Phase` also `-<phase>`. The `a` keeps `x-pretrain` and `x` with its phase
-    `pretrain` apart. A long run name is cut and a hash of the whole put in its place."""
+    """`<run>-<stage>-a<attempt>`, with `execution: Phase` also `-<phase>`. The `a` keeps `x-pretrain` and `x` with its
+    phase `pretrain` apart. A long run name is cut and a hash of the whole put in its place."""
     suffix = f"-{stage}-a{attempt}" + (f"-{phase}" if phase else "")
     if len(run) + len(suffix) <= MAX_JOB_NAME:
         return run + suffix

@@ -1,5 +1,5 @@
-"""Conditions, as kstatus reads them: `Reconciling` and `Stalled` are true only when something is so, `Ready` is there from the first visit
-(an absent one would read as done), and `kubectl wait` finds `Succeeded` and `Failed`."""
+"""Conditions, as kstatus reads them: `Reconciling` and `Stalled` are true only when something is so, `Ready` is there
+from the first visit (an absent one would read as done), and `kubectl wait` finds `Succeeded` and `Failed`."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,7 +23,9 @@ TYPES = ("Failed", "Ready", "Reconciling", "Stalled", "Succeeded", "Suspended")
 """All of them, always, in this order."""
 
 
-def conditions(run: DistillationRun, status: RunStatus, now: datetime, *, suspended_because: str | None = None) -> list[Condition]:
+def conditions(
+    run: DistillationRun, status: RunStatus, now: datetime, *, suspended_because: str | None = None
+) -> list[Condition]:
     """All conditions of a run whose phase and ledger are settled. One whose status did not flip keeps its time."""
     reason, message = _why(run, status, suspended_because=suspended_because)
     return [
@@ -83,5 +85,9 @@ def _why(run: DistillationRun, status: RunStatus, *, suspended_because: str | No
             if stage is None:
                 return "Running", "between two stages"
             if stage.phase == "Retrying":
-                return "Retrying", f"{stage.name}: attempt {stage.attempt} ended with {stage.exit_class}: {stage.message or 'no reason was given'}"
+                return (
+                    "Retrying",
+                    f"{stage.name}: attempt {stage.attempt} ended with {stage.exit_class}: "
+                    f"{stage.message or 'no reason was given'}",
+                )
             return "Running", f"{stage.name}, attempt {stage.attempt}"

@@ -1,5 +1,5 @@
-"""`activeDeadlineSeconds` and `stageDeadlineSeconds`, by our own clock: the time that the ledger has recorded and the time since it last
-started. Time spent suspended stands in neither."""
+"""`activeDeadlineSeconds` and `stageDeadlineSeconds`, by our own clock: the time that the ledger has recorded and the
+time since it last started. Time spent suspended stands in neither."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,14 +23,19 @@ def check(spec: RunSpec, status: RunStatus, stage: StageStatus | None, now: date
     if spec.active_deadline_seconds is not None:
         rest = spec.active_deadline_seconds - run_active(status, now)
         if rest <= 0:
-            return Deadlines(exceeded=f"the run was active for longer than activeDeadlineSeconds ({spec.active_deadline_seconds})", seconds_left=None)
+            return Deadlines(
+                exceeded=f"the run was active for longer than activeDeadlineSeconds ({spec.active_deadline_seconds})",
+                seconds_left=None,
+            )
         if status.active_since is not None:
             left.append(rest)
     if spec.stage_deadline_seconds is not None and stage is not None:
         rest = spec.stage_deadline_seconds - stage_active(stage, now)
         if rest <= 0:
             return Deadlines(
-                exceeded=f"stage {stage.name} was active for longer than stageDeadlineSeconds ({spec.stage_deadline_seconds})", seconds_left=None
+                exceeded=f"stage {stage.name} was active for longer than "
+                f"stageDeadlineSeconds ({spec.stage_deadline_seconds})",
+                seconds_left=None,
             )
         if stage.attempt_start_time is not None:
             left.append(rest)

@@ -10,8 +10,8 @@ _ROUNDING = 1e-9
 def reason(spec: RunSpec, status: RunStatus) -> str | None:
     """Why no further round is begun; None to go on.
 
-    A round gains when its student is better than the best before it, and by at least `minGain`. The student before round 1 counts
-    as a best; rounds without a score on the evaluation are passed over.
+    A round gains when its student is better than the best before it, and by at least `minGain`. The student before
+    round 1 counts as a best; rounds without a score on the evaluation are passed over.
     """
     rule = spec.rounds.early_stop
     if rule is None:
@@ -29,8 +29,11 @@ def reason(spec: RunSpec, status: RunStatus) -> str | None:
             without_gain += 1
     if without_gain < rule.patience:
         return None
-    return f"{rule.evaluation} has not gained {rule.min_gain:g} or more for {without_gain} rounds (best {best:.3f} after {best_at})"
+    wanted = f"{rule.min_gain:g} or more" if rule.min_gain else "anything"
+    return f"{rule.evaluation} has not gained {wanted} for {without_gain} rounds (best {best:.3f} after {best_at})"
 
 
 def _student_score(stage: StageStatus, evaluation: str) -> float | None:
-    return next((score.value for score in stage.scores if score.evaluation == evaluation and score.role == "student"), None)
+    return next(
+        (score.value for score in stage.scores if score.evaluation == evaluation and score.role == "student"), None
+    )

@@ -34,14 +34,26 @@ def events(before: RunStatus, after: RunStatus) -> list[Event]:
 def _of_stage(before: StageStatus | None, after: StageStatus) -> list[Event]:
     told = []
     old = before or StageStatus(name=after.name)
-    ended = after.exit_class not in (None, "Done") and after.phase in ("Retrying", "Failed") and old.phase != after.phase
+    ended = (
+        after.exit_class not in (None, "Done") and after.phase in ("Retrying", "Failed") and old.phase != after.phase
+    )
     if ended:
         reason = "StageFailed" if after.phase == "Failed" else "AttemptFailed"
         told.append(
-            Event(type="Warning", reason=reason, message=f"{after.name}: {after.exit_class}: {after.message or 'no reason was given'}")
+            Event(
+                type="Warning",
+                reason=reason,
+                message=f"{after.name}: {after.exit_class}: {after.message or 'no reason was given'}",
+            )
         )
     if after.phase == "Succeeded" and old.phase != "Succeeded":
         told.append(Event(type="Normal", reason="StageSucceeded", message=after.name))
     if after.attempt_start_time is not None and old.job_name != after.job_name:
-        told.append(Event(type="Normal", reason="JobStarted", message=f"{after.name}: attempt {after.attempt}, Job {after.job_name}"))
+        told.append(
+            Event(
+                type="Normal",
+                reason="JobStarted",
+                message=f"{after.name}: attempt {after.attempt}, Job {after.job_name}",
+            )
+        )
     return told

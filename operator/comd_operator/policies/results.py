@@ -13,7 +13,14 @@ MAX_MESSAGE = 1024
 
 
 def record(
-    stage: StageStatus, *, spec: RunSpec, exit_class: ExitClass, message: str, result: StageResult | None, ended: datetime, seed: str
+    stage: StageStatus,
+    *,
+    spec: RunSpec,
+    exit_class: ExitClass,
+    message: str,
+    result: StageResult | None,
+    ended: datetime,
+    seed: str,
 ) -> StageStatus:
     """The ledger's entry after a Job of the stage has ended."""
     lasted = since(stage.attempt_start_time, ended)
@@ -22,7 +29,9 @@ def record(
     if exit_class == "Done":
         return _one_job_further(stage, spec=spec, ended=ended)
 
-    verdict = retry.after(exit_class, failures=stage.failures, attempt=stage.attempt, lasted=lasted, retry=spec.retry, seed=seed)
+    verdict = retry.after(
+        exit_class, failures=stage.failures, attempt=stage.attempt, lasted=lasted, retry=spec.retry, seed=seed
+    )
     stage = stage.replace(message=message[:MAX_MESSAGE] or None, failures=stage.failures + verdict.counts)
     if verdict.again:
         return stage.replace(phase="Retrying", retry_time=to_text_after(ended, verdict.delay))
@@ -37,8 +46,8 @@ def _one_job_further(stage: StageStatus, *, spec: RunSpec, ended: datetime) -> S
 
 
 def merge(stage: StageStatus, result: StageResult) -> StageStatus:
-    """A result added to what earlier Jobs and attempts of the stage have reported: newer values win, and a phase that was found
-    finished keeps the time that it took when it ran."""
+    """A result added to what earlier Jobs and attempts of the stage have reported: newer values win, and a phase that
+    was found finished keeps the time that it took when it ran."""
     artifacts = {ref.name: ref for ref in (*stage.artifacts, *result.artifacts)}
     scores = {(score.evaluation, score.role): score for score in (*stage.scores, *result.scores)}
     return stage.replace(

@@ -25,8 +25,9 @@ class Verdict:
 def after(exit_class: ExitClass, *, failures: int, attempt: int, lasted: float, retry: Retry, seed: str) -> Verdict:
     """The verdict on an attempt that did not end well.
 
-    failures: failures that counted so far, without this one. lasted: seconds the attempt was active: one that lived longer than the
-    longest wait was no crash loop, and the wait starts small again, as kubelet's does. seed: what the jitter is derived from.
+    failures: failures that counted so far, without this one. lasted: seconds the attempt was active: one that lived
+    longer than the longest wait was no crash loop, and the wait starts small again, as kubelet's does. seed: what the
+    jitter is derived from.
     """
     if exit_class in NEVER_AGAIN:
         return Verdict(again=False, counts=exit_class != "Deadline")

@@ -18,7 +18,9 @@ def summarize(spec: RunSpec, status: RunStatus, now: datetime, *, paused: bool, 
     ended = phase in ("Succeeded", "Failed")
     if ended:
         status = status.replace(
-            completion_time=status.completion_time or to_text(now), active_seconds=run_active(status, now), active_since=None
+            completion_time=status.completion_time or to_text(now),
+            active_seconds=run_active(status, now),
+            active_since=None,
         )
     last = status.stages[-1].name if status.stages else None
     return status.replace(
@@ -43,7 +45,9 @@ def phase_of(spec: RunSpec, status: RunStatus, *, paused: bool) -> RunPhase:
 
 def newest_student(status: RunStatus) -> ArtifactRef | None:
     """The student of the last stage that was finished."""
-    students = [ref for stage in status.stages if stage.phase == "Succeeded" for ref in stage.artifacts if ref.name == "student"]
+    students = [
+        ref for stage in status.stages if stage.phase == "Succeeded" for ref in stage.artifacts if ref.name == "student"
+    ]
     return students[-1] if students else None
 
 

@@ -10,8 +10,8 @@ from comd_operator.policies.deadlines import run_active, stage_active
 
 
 def must_pause(spec: RunSpec, stage: StageStatus | None) -> bool:
-    """Whether nothing of the run may be running. With `StageEnd` a stage that runs may finish first; one that waits for its next
-    attempt is not running."""
+    """Whether nothing of the run may be running. With `StageEnd` a stage that runs may finish first; one that waits for
+    its next attempt is not running."""
     if not spec.suspend:
         return False
     if spec.suspend_policy == "Now":

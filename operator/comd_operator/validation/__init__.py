@@ -1,5 +1,6 @@
-"""What is wrong with a manifest, in one sentence each: the same verdict as the API server's, before anything is applied."""
+"""What is wrong with a manifest, in one sentence each: the same verdict as the API server's, before anything is
+applied."""
 
-from comd_operator.validation.manifests import InvalidManifest, check_manifest, check_update, load_run, load_runs
+from comd_operator.validation.manifests import InvalidManifestError, check_manifest, check_update, load_run, load_runs
 
-__all__ = ["InvalidManifest", "check_manifest", "check_update", "load_run", "load_runs"]
+__all__ = ["InvalidManifestError", "check_manifest", "check_update", "load_run", "load_runs"]

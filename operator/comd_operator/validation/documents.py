@@ -1,7 +1,7 @@
 """YAML as the API server's clients read it.
 
-PyYAML follows YAML 1.1, kubectl's parser does not quite: it takes `2e-5` for a number (PyYAML: a string), `2026-01-01` and `1:30` for strings
-(PyYAML: a date and 90), and a key that stands twice for an error (PyYAML: the last one wins).
+PyYAML follows YAML 1.1, kubectl's parser does not quite: it takes `2e-5` for a number (PyYAML: a string), `2026-01-01`
+and `1:30` for strings (PyYAML: a date and 90), and a key that stands twice for an error (PyYAML: the last one wins).
 """
 
 import re
@@ -14,29 +14,32 @@ import yaml
 from comd_api.exit_codes import UserError
 
 _INT = re.compile(r"^[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
-_FLOAT = re.compile(r"^([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+_FLOAT = re.compile(
+    r"^([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
 _REPLACED = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's own way: a table of the class
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands here twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} stands here twice", key_node.start_mark
+                )
             if isinstance(key, Hashable):
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(_REPLACED[0], _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver(_REPLACED[1], _FLOAT, list("-+.0123456789"))
 
@@ -63,7 +66,7 @@ def read_documents(path: Path) -> list[Any]:
 def parse_documents(text: str, *, name: str) -> list[Any]:
     """As `read_documents`, of a text; `name` stands in error messages."""
     try:
-        return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]  # noqa: S506
+        return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name

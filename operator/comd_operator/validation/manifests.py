@@ -14,7 +14,7 @@ from comd_operator.validation.rules import broken_rules, broken_transitions
 from comd_operator.validation.sentences import sentence, shown
 
 
-class InvalidManifest(UserError):
+class InvalidManifestError(UserError):
     """A manifest with one problem or more, a sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -23,7 +23,7 @@ class InvalidManifest(UserError):
 
 
 def load_runs(path: Path) -> list[DistillationRun]:
-    """Every document of a file. Raises InvalidManifest, or UserError for a file that is no YAML."""
+    """Every document of a file. Raises InvalidManifestError, or UserError for a file that is no YAML."""
     documents = read_documents(path)
     runs, problems = [], []
     for number, document in enumerate(documents, 1):
@@ -33,7 +33,7 @@ def load_runs(path: Path) -> list[DistillationRun]:
         if run is not None:
             runs.append(run)
     if problems:
-        raise InvalidManifest(problems)
+        raise InvalidManifestError(problems)
     return runs
 
 

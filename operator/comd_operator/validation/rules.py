@@ -1,10 +1,12 @@
-"""The contract's CEL rules, evaluated offline by cel-python as the API server evaluates them: on the defaulted object, at the node of each model."""
+"""The contract's CEL rules, evaluated offline by cel-python as the API server evaluates them: on the defaulted object,
+at the node of each model."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import celpy
+from celpy.adapter import json_to_cel
 from celpy.evaluation import CELEvalError
 
 from comd_api.base import ApiModel, Rule
@@ -22,8 +24,8 @@ def broken_rules(root: ApiModel) -> list[str]:
 
 
 def broken_transitions(old: ApiModel, new: ApiModel) -> list[str]:
-    """A sentence for each transition rule that the step from `old` to `new` breaks. Objects in lists are not compared, as on the API
-    server, which can't tell which entry became which."""
+    """A sentence for each transition rule that the step from `old` to `new` breaks. Objects in lists are not compared,
+    as on the API server, which can't tell which entry became which."""
     before = dict(_nodes(old, ()))
     return [
         _with_path(rule.message, path, node)
@@ -39,10 +41,11 @@ def is_transition(rule: Rule) -> bool:
 
 
 def holds(rule: Rule, value: Mapping[str, Any], old_value: Mapping[str, Any] | None = None) -> bool:
-    """Whether a rule holds for a node in wire form. A rule that can't be evaluated does not hold, as on the API server."""
-    names = {"self": celpy.json_to_cel(dict(value))}
+    """Whether a rule holds for a node in wire form. A rule that can't be evaluated does not hold, as on the API
+    server."""
+    names = {"self": json_to_cel(dict(value))}
     if old_value is not None:
-        names["oldSelf"] = celpy.json_to_cel(dict(old_value))
+        names["oldSelf"] = json_to_cel(dict(old_value))
     try:
         return bool(_program(rule.rule).evaluate(names))
     except CELEvalError:
@@ -74,7 +77,8 @@ def _nodes(node: ApiModel, path: Path) -> Iterator[tuple[Path, ApiModel]]:
 
 
 def _with_path(message: str, path: Path, node: ApiModel) -> str:
-    """Messages that begin with a field of their node (`batchSize must be …`) get the node's path in front of it, others get it as a prefix."""
+    """Messages that begin with a field of their node (`batchSize must be …`) get the node's path in front of it, others
+    get it as a prefix."""
     if not path:
         return message
     first = message.split(maxsplit=1)[0].partition(".")[0]

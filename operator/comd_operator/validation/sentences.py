@@ -46,7 +46,9 @@ def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
             needed = "must be less than" if kind == "less_than" else "is greater than"
             return f"{where}: {shown(value)} {needed} {number(bound)}{_meaning(parent, path)}"
         case "literal_error":
-            return f"{where}: {shown(value)} is not known here; right would be {limits['expected'].replace(chr(39), '')}"
+            return (
+                f"{where}: {shown(value)} is not known here; right would be {limits['expected'].replace(chr(39), '')}"
+            )
         case "string_pattern_mismatch":
             return f"{where}: {shown(value)} does not match {limits['pattern']}{_meaning(parent, path)}"
         case "string_too_long":
@@ -56,7 +58,8 @@ def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
         case "too_long":
             return f"{where}: {limits['actual_length']} entries are more than {limits['max_length']}"
         case "too_short":
-            return f"{where}: {limits['actual_length']} entries are fewer than {limits['min_length']}{_meaning(parent, path)}"
+            least = limits["min_length"]
+            return f"{where}: {limits['actual_length']} entries are fewer than {least}{_meaning(parent, path)}"
         case kind if kind in _WANTED:
             return f"{where}: {shown(value)} is not {_WANTED[kind]}{_meaning(parent, path)}"
         case _:
@@ -77,7 +80,18 @@ def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
     for part in path:
         if isinstance(part, int):
             continue
-        model = next((_model_of(field.annotation) for name, field in model.model_fields.items() if (field.alias or name) == part), None) if model else None
+        model = (
+            next(
+                (
+                    _model_of(field.annotation)
+                    for name, field in model.model_fields.items()
+                    if (field.alias or name) == part
+                ),
+                None,
+            )
+            if model
+            else None
+        )
     return model
 
 
@@ -91,7 +105,13 @@ def shown(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else f"{value:,}" if abs(value) >= 1e6 else str(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float) and abs(value) < 1e6
+        else f"{value:,}"
+        if abs(value) >= 1e6
+        else str(value)
+    )
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -113,7 +133,9 @@ def _meaning(parent: type[BaseModel] | None, path: Path) -> str:
     if parent is None or not path:
         return ""
     name = next((part for part in reversed(path) if isinstance(part, str)), "")
-    field = next((field for python_name, field in parent.model_fields.items() if (field.alias or python_name) == name), None)
+    field = next(
+        (field for python_name, field in parent.model_fields.items() if (field.alias or python_name) == name), None
+    )
     text = field.description if field else None
     if field and not text and (model := _model_of(field.annotation)) is not None:
         text = model.__doc__ and model.__doc__.strip().partition("\n\n")[0]

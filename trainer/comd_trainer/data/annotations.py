@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from comd_api.exit_codes import BadDataError
-
-from comd_trainer.data.instructions import Rows, RowError, check_share
+from comd_trainer.data.instructions import RowError, Rows, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,8 @@ class Annotation:
 
 
 def read_annotations(path: Path, *, field: str, source: str, max_bad_fraction: float) -> dict[str, Annotation]:
-    """By image. Rows are JSON Lines: `image`, `captions` (texts) and `boxes` (`{"label": …, "box": [x1, y1, x2, y2]}`), one of the
-    two at least. Bad rows are dropped; too many raise BadDataError, as does an image that comes twice."""
+    """By image. Rows are JSON Lines: `image`, `captions` (texts) and `boxes` (`{"label": …, "box": [x1, y1, x2, y2]}`),
+    one of the two at least. Bad rows are dropped; too many raise BadDataError, as does an image that comes twice."""
     found: dict[str, Annotation] = {}
     bad: list[str] = []
     total = 0
@@ -55,7 +54,9 @@ def read_annotations(path: Path, *, field: str, source: str, max_bad_fraction: f
                 bad.append(f"row {number}: {error}")
                 continue
             if annotation.image in found:
-                raise BadDataError(f"{field} ({source}) annotates the image {annotation.image!r} twice; give one row an image")
+                raise BadDataError(
+                    f"{field} ({source}) annotates the image {annotation.image!r} twice; give one row an image"
+                )
             found[annotation.image] = annotation
     _check(bad, total=total, field=field, source=source, max_bad_fraction=max_bad_fraction)
     return found
@@ -64,7 +65,9 @@ def read_annotations(path: Path, *, field: str, source: str, max_bad_fraction: f
 def _check(bad: list[str], *, total: int, field: str, source: str, max_bad_fraction: float) -> None:
     if total and len(bad) <= max_bad_fraction * total:
         return
-    check_share(Rows(items=(), bad=tuple(bad), total=total), field=field, source=source, max_bad_fraction=max_bad_fraction)
+    check_share(
+        Rows(items=(), bad=tuple(bad), total=total), field=field, source=source, max_bad_fraction=max_bad_fraction
+    )
 
 
 def _annotation(row: Any) -> Annotation:

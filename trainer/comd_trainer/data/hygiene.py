@@ -1,8 +1,9 @@
 """Keeps what the student is evaluated on out of what it learns from (method section 12, row 29).
 
-An image of an evaluation set is recognised by its bytes, or by its grey thumbnail when it was scaled or encoded again; any item on
-it is left out, whatever it asks. A text alone counts only where it says enough: 13 words in a row that also stand in an evaluation
-text, or, for items without an image, the same text. Questions such as "what is shown here?" rightly occur on both sides.
+An image of an evaluation set is recognised by its bytes, or by its grey thumbnail when it was scaled or encoded again;
+any item on it is left out, whatever it asks. A text alone counts only where it says enough: 13 words in a row that also
+stand in an evaluation text, or, for items without an image, the same text. Questions such as "what is shown here?"
+rightly occur on both sides.
 """
 
 from collections import Counter, defaultdict
@@ -19,9 +20,11 @@ from comd_trainer.data.text import normalise, words
 GRAM = 13
 """Words in a row by which a text is recognised."""
 MAX_SHARED = 3
-"""13 words that stand in more evaluation items than these are a template ("answer with the letter of ..."), and say nothing."""
+"""13 words that stand in more evaluation items than these are a template ("answer with the letter of ..."), and say
+nothing."""
 SAME_IMAGE = 0.995
-"""Correlation of two 16 x 16 thumbnails from which they show the same picture. Encoding a photograph anew leaves about 0.999."""
+"""Correlation of two 16 x 16 thumbnails from which they show the same picture. Encoding a photograph anew leaves about
+0.999."""
 BLOCK = 4096
 MAX_EXAMPLES = 5
 
@@ -99,7 +102,9 @@ class Cleaned:
             kinds[overlap.kind].append(f"{item} ~ {overlap.evaluation}")
         return {
             "removed": len(self.removed),
-            **{kind: {"removed": len(pairs), "examples": pairs[:MAX_EXAMPLES]} for kind, pairs in sorted(kinds.items())},
+            **{
+                kind: {"removed": len(pairs), "examples": pairs[:MAX_EXAMPLES]} for kind, pairs in sorted(kinds.items())
+            },
         }
 
 

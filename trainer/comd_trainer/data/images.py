@@ -100,8 +100,8 @@ def look_at_all(images: Images, names: Iterable[str], *, threads: int = 4) -> di
 
 
 def thumb_vectors(thumbs: list[str]) -> NDArray[np.float32]:
-    """(len(thumbs), 256): thumbnails without their mean and of length 1, so that a dot product is a correlation. A picture of one
-    colour becomes zeros and so resembles nothing: only its bytes can be recognised."""
+    """(len(thumbs), 256): thumbnails without their mean and of length 1, so that a dot product is a correlation. A
+    picture of one colour becomes zeros and so resembles nothing: only its bytes can be recognised."""
     if not thumbs:
         return np.zeros((0, THUMB_SIDE * THUMB_SIDE), np.float32)
     pixels = np.frombuffer(bytes.fromhex("".join(thumbs)), np.uint8).reshape(len(thumbs), -1).astype(np.float32)

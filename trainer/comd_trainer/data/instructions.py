@@ -1,16 +1,17 @@
 """Instruction rows from user files: our JSON Lines and LLaVA's conversations (method section 12, row 4).
 
-A row that can't be used is dropped, named and counted; too many of them end the phase, because then the file is not what its owner thinks.
+A row that can't be used is dropped, named and counted; too many of them end the phase, because then the file is not
+what its owner thinks.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from comd_api.exit_codes import BadDataError
-
 from comd_trainer.data.rows import Item, Origin, Turn
 
 IMAGE_TOKEN = "<image>"
@@ -35,20 +36,29 @@ class Rows:
     """Rows of the file, good and bad. A conversation is one row and may hold several items."""
 
 
-def read_rows(path: Path, *, prefix: str, origin: Origin) -> Rows:
-    """Reads instruction rows. Item ids are `prefix` + the row's id, so that two files never share one; the turns of a conversation
-    are numbered (`ID#1`, `ID#2` …). Raises RowError for a file that is no JSON at all, BadDataError for an id that comes twice."""
+def read_rows(path: Path, *, field: str, prefix: str, origin: Origin) -> Rows:
+    """Reads instruction rows. Item ids are `prefix` + the row's id, so that two files never share one; the turns of a
+    conversation are numbered (`ID#1`, `ID#2` …). Raises BadDataError, which names `field`, for an id that comes twice
+    and for a broken JSON list."""
     items: list[Item] = []
     bad: list[str] = []
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    numbers: dict[str, int] = {}
     total = 0
-    for number, row in _raw_rows(path):
+    for number, row in _raw_rows(path, field=field):
         total += 1
         try:
-            made = _items_of(row, prefix=prefix, origin=origin, repeats=seen, number=number)
+            made = _items_of(row, prefix=prefix, origin=origin, seen=seen)
         except RowError as error:
             bad.append(f"row {number}: {error}")
             continue
+        for item in made:
+            first = numbers.setdefault(item.id, number)
+            if first != number:
+                raise BadDataError(
+                    f"{field}: rows {first} and {number} have the same id {item.id.removeprefix(prefix)!r}; "
+                    "ids must be unique within a file"
+                )
         items += made
     return Rows(items=tuple(items), bad=tuple(bad), total=total)
 
@@ -98,7 +108,7 @@ def metric_reason(item: Item, metric: str) -> str | None:
     return None
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _raw_rows(path: Path, *, field: str) -> Iterator[tuple[int, Any]]:
     """(row number from 1, row). A JSON list is LLaVA's own layout; everything else is JSON Lines."""
     with path.open(encoding="utf-8") as file:
         start = file.read(4096).lstrip("\ufeff \t\r\n")
@@ -106,7 +116,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
         try:
             loaded = json.loads(path.read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise BadDataError(f"{path.name} starts as a JSON list but is not valid JSON: {error}") from error
+            raise BadDataError(f"{field} ({path.name}) starts as a JSON list but is not valid JSON: {error}") from error
         yield from enumerate(loaded, start=1)
         return
     with path.open("rb") as file:
@@ -119,7 +129,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, RowError(f"is not JSON ({error})")
 
 
-def _items_of(row: Any, *, prefix: str, origin: Origin, repeats: dict[str, int], number: int) -> list[Item]:
+def _items_of(row: Any, *, prefix: str, origin: Origin, seen: Counter[str]) -> list[Item]:
     if isinstance(row, RowError):
         raise row
     if not isinstance(row, dict):
@@ -129,9 +139,10 @@ def _items_of(row: Any, *, prefix: str, origin: Origin, repeats: dict[str, int],
     group = _optional_text(row, "group")
     if "conversations" in row:
         turns = _turns(row["conversations"])
-        # LLaVA-Instruct uses an image's id for its conversation, its detail and its reasoning row, so ids there are not unique.
-        repeats[row_id] = repeats.get(row_id, 0) + 1
-        row_id += f"~{repeats[row_id]}" if repeats[row_id] > 1 else ""
+        # LLaVA-Instruct uses an image's id for its conversation, its detail and its reasoning row, so ids there are not
+        # unique.
+        seen[row_id] += 1
+        row_id += f"~{seen[row_id]}" if seen[row_id] > 1 else ""
         users = [index for index, turn in enumerate(turns) if turn.role == "user"]
         return [
             Item(
@@ -144,20 +155,18 @@ def _items_of(row: Any, *, prefix: str, origin: Origin, repeats: dict[str, int],
             )
             for count, index in enumerate(users, start=1)
         ]
-    if row_id in repeats:
-        raise BadDataError(f"rows {repeats[row_id]} and {number} have the same id {row_id!r}; ids must be unique within a file")
     instruction = _text(row, "instruction")
-    item = Item(
-        id=prefix + row_id,
-        image=image,
-        turns=(Turn(role="user", text=instruction),),
-        origin=origin,
-        group=group,
-        reference=_optional_text(row, "answer"),
-        choices=_choices(row.get("choices")),
-    )
-    repeats[row_id] = number
-    return [item]
+    return [
+        Item(
+            id=prefix + row_id,
+            image=image,
+            turns=(Turn(role="user", text=instruction),),
+            origin=origin,
+            group=group,
+            reference=_optional_text(row, "answer"),
+            choices=_choices(row.get("choices")),
+        )
+    ]
 
 
 def _id(row: Mapping[str, Any]) -> str:

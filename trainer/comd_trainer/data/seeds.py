@@ -1,5 +1,5 @@
-"""Where every random choice comes from: the run's seed and the name of the choice, so that the order in which things happen,
-the number of ranks and a restart change nothing."""
+"""Where every random choice comes from: the run's seed and the name of the choice, so that the order in which things
+happen, the number of ranks and a restart change nothing."""
 
 import hashlib
 import json

@@ -60,7 +60,8 @@ class Collator:
                 used.append(example.id)
             except (RowError, BadImage) as error:
                 dropped[example.id] = str(error)
-        if not any("pixel_values" in row for row in rows):
+        sees_images = self.loaded.kind == "image-text-to-text"
+        if not rows or (sees_images and not any("pixel_values" in row for row in rows)):
             rows.append(self.blank())
         inputs = stack(rows, side="right", pad_token_id=self.loaded.pad_token_id)
         return MicroBatch(inputs=inputs, rows=tuple(used), dropped=dropped)

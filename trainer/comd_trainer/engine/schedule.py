@@ -14,10 +14,14 @@ def learning_rate(
     min_ratio: float,
 ) -> float:
     """Learning rate of `step` (from 0): a line up to `peak` over the first `ceil(warmup_ratio * num_steps)` steps, then down to
-    `min_ratio * peak`, which the step after the last would have. Equals transformers' schedules, which both ancestors used."""
+    `min_ratio * peak`, which the step after the last would have.
+
+    As transformers' schedules, which both ancestors used, except that the line does not start at 0: on a round of a few steps
+    the first of them would be wasted.
+    """
     num_warmup = math.ceil(warmup_ratio * num_steps)
     if step < num_warmup:
-        return peak * step / num_warmup
+        return peak * (step + 1) / (num_warmup + 1)
     share = (step - num_warmup) / max(1, num_steps - num_warmup)
     if scheduler == "Cosine":
         height = 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))

@@ -38,8 +38,8 @@ def exact_match(answer: str, reference: str) -> bool:
 def read_letter(answer: str, *, num_choices: int) -> str | None:
     """The option that a generated answer names, as ScienceQA's evaluation in LLaVA reads it (method section 8.1).
 
-    A bare letter, or a text that starts with `B. `, or exactly one match of `The answer is B.`; anything else, also a letter beyond
-    the choices, is None and counts as wrong. There is no guessing.
+    A bare letter, or a text that starts with `B. `, or exactly one match of `The answer is B.`; anything else, also a
+    letter beyond the choices, is None and counts as wrong. There is no guessing.
     """
     text = answer.strip()
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:num_choices]

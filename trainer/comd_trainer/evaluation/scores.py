@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from comd_api.status import GroupScore, Score
-
 from comd_trainer.data.rows import Answer, Item
 from comd_trainer.evaluation.metrics import exact_match, likeliest, read_letter, wilson
 
@@ -22,7 +21,8 @@ class Prediction:
     text: str
     """What the model answered, or the option that it found likeliest."""
     reading: str | None
-    """What was compared with the reference: the text itself, or the letter read from it; None when none could be read."""
+    """What was compared with the reference: the text itself, or the letter read from it; None when none could be read.
+    """
     reference: str
     correct: bool
     group: str | None = None
@@ -32,7 +32,9 @@ class Prediction:
     """Of the options, per token (`ChoiceLikelihood`)."""
 
 
-def judge_answer(item: Item, answer: Answer, *, evaluation: str, role: Literal["student", "teacher"], metric: str) -> Prediction:
+def judge_answer(
+    item: Item, answer: Answer, *, evaluation: str, role: Literal["student", "teacher"], metric: str
+) -> Prediction:
     """`ExactMatch` and `MultipleChoice`: a generated answer."""
     assert item.reference is not None, "items without a known answer were left out when the file was read"
     if metric == "ExactMatch":
@@ -80,7 +82,10 @@ def groups_of(predictions: Sequence[Prediction]) -> list[GroupScore]:
     for prediction in predictions:
         if prediction.group is not None:
             by_group.setdefault(prediction.group, []).append(prediction.correct)
-    return [GroupScore(name=name[:MAX_GROUP_NAME], value=sum(right) / len(right), num_items=len(right)) for name, right in sorted(by_group.items())]
+    return [
+        GroupScore(name=name[:MAX_GROUP_NAME], value=sum(right) / len(right), num_items=len(right))
+        for name, right in sorted(by_group.items())
+    ]
 
 
 def score_of(predictions: Sequence[Prediction]) -> Score:
@@ -101,8 +106,8 @@ def score_of(predictions: Sequence[Prediction]) -> Score:
 
 
 def details_of(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """The score and what the status has no room for: all groups, their plain mean (`balanced`: each group counts alike, however many
-    items it has), and how many answers could not be read or were cut."""
+    """The score and what the status has no room for: all groups, their plain mean (`balanced`: each group counts alike,
+    however many items it has), and how many answers could not be read or were cut."""
     groups = groups_of(predictions)
     return {
         **score_of(predictions).to_wire(),

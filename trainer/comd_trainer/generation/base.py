@@ -7,11 +7,11 @@ from typing import Literal, Protocol
 
 from comd_api.recipe import Decoding
 from comd_api.roles import Model
-
 from comd_trainer.data.rows import Turn
 
 PROMPT_FORMAT = 1
-"""Part of every cache key: raise it when the same turns would reach a model as other tokens (another place for the image, say)."""
+"""Part of every cache key: raise it when the same turns would reach a model as other tokens (another place for the
+image, say)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +40,26 @@ OnDone = Callable[[list[Reply]], None]
 
 
 class Generator(Protocol):
-    """A model that answers. A reply depends on its own request, the decoding and the model, never on its neighbours in a batch."""
+    """A model that answers. A reply depends on its own request, the decoding and the model, never on its neighbours in
+    a batch."""
 
     def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:
         """The batches in which `generate` would answer these requests: a pure function of the list's content.
 
-        Planning any number of whole batches of a plan again gives the same batches, so ranks can share a plan and a retry can go
-        on with what is missing of it.
+        Planning any number of whole batches of a plan again gives the same batches, so ranks can share a plan and a
+        retry can go on with what is missing of it.
         """
         ...
 
     def generate(self, requests: Sequence[Request], decoding: Decoding, on_done: OnDone) -> None:
-        """Answers every request once. `on_done` is called with each finished batch, in the plan's order where batches finish in
-        order (a local model) and as they finish otherwise (an endpoint); what it raises ends the call."""
+        """Answers every request once. `on_done` is called with each finished batch, in the plan's order where batches
+        finish in order (a local model) and as they finish otherwise (an endpoint); what it raises ends the call."""
         ...
 
 
 def fingerprint_of(model: Model, fingerprints: Mapping[str, str]) -> str:
-    """Identity of a model: the checkpoint's content, or the endpoint's address and model name (all that is known of it)."""
+    """Identity of a model: the checkpoint's content, or the endpoint's address and model name (all that is known of
+    it)."""
     if model.checkpoint is not None:
         return fingerprints[model.checkpoint.source]
     assert model.endpoint is not None, "the contract's rule EXACTLY_ONE_MODEL"

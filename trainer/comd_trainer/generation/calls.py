@@ -1,7 +1,7 @@
 """Requests to a model, answered through the cache: what any role asks, on any number of ranks, is asked once.
 
-The key of a request is the digest of everything that its reply depends on: the image's bytes, the turns, the model, the decoding, the
-seed where one is drawn from, and the version of the prompt format.
+The key of a request is the digest of everything that its reply depends on: the image's bytes, the turns, the model,
+the decoding, the seed where one is drawn from, and the version of the prompt format.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from typing import Any
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
 from comd_api.roles import Model
-
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.images import BadImage, Images
 from comd_trainer.generation.base import PROMPT_FORMAT, Generator, Reply, Request
@@ -36,8 +35,9 @@ def cached_generate(
 ) -> dict[str, Reply]:
     """A reply for each request, by its key, on every rank. All ranks call it with the same requests.
 
-    `role` and `field` ("spec.teacher") are for messages. Equal requests (but for their keys) are asked once. Ask again for another
-    reply with another `seed` and a temperature above 0. Raises BadDataError for an image that can't be read.
+    `role` and `field` ("spec.teacher") are for messages. Equal requests (but for their keys) are asked once. Ask again
+    for another reply with another `seed` and a temperature above 0. Raises BadDataError for an image that can't be
+    read.
     """
     return generate_counted(
         ctx, model=model, role=role, fingerprint=fingerprint, requests=requests, decoding=decoding, field=field
@@ -127,7 +127,9 @@ class _Asker:
         self.generator.generate(
             [self.requests[key] for key in keys],
             self.decoding,
-            lambda replies: on_results([(reply.key, {"text": reply.text, "finish": reply.finish}) for reply in replies]),
+            lambda replies: on_results(
+                [(reply.key, {"text": reply.text, "finish": reply.finish}) for reply in replies]
+            ),
         )
 
 

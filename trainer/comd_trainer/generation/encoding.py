@@ -1,8 +1,9 @@
 """Requests to model inputs, quickly: templates rendered once, images processed in batches, tokens not made twice.
 
-Processors work row by row at about a millisecond each, which is what a small model waits for. For a processor that turns images of
-one size into pixels of one shape and its image token into a fixed number of copies (LLaVA's, say), text and pixels can be made
-apart. Whether a processor does so is not looked up but shown: the quick way must give the slow way's tensors once for each size.
+Processors work row by row at about a millisecond each, which is what a small model waits for. For a processor that
+turns images of one size into pixels of one shape and its image token into a fixed number of copies (LLaVA's, say),
+text and pixels can be made apart. Whether a processor does so is not looked up but shown: the quick way must give the
+slow way's tensors once for each size.
 """
 
 from collections import OrderedDict
@@ -43,8 +44,8 @@ class PromptEncoder:
         return self._length(self.text(request.turns, request.image is not None))
 
     def encode(self, requests: Sequence[Request]) -> list[Encoded]:
-        """Inputs of each prompt by itself, as `models.prompts.encode_prompt` gives them: `input_ids` and `attention_mask`
-        (1, length), and what the image became. Raises BadImage."""
+        """Inputs of each prompt by itself, as `models.prompts.encode_prompt` gives them: `input_ids` and
+        `attention_mask` (1, length), and what the image became. Raises BadImage."""
         texts = [self.text(request.turns, request.image is not None) for request in requests]
         pixels, opened = self._look_at_images(requests, texts)
         rows: list[Encoded] = []
@@ -81,9 +82,11 @@ class PromptEncoder:
         for size, names in by_size.items():
             copies = self._copies[size]
             assert copies is not None
-            for name, values in zip(names, self._make_pixels([opened.pop(name) for name in names]).split(1), strict=True):
-                pixels[name] = (values, copies)
-                self._pixels.put(name, values.clone(), copies)
+            together = self._make_pixels([opened.pop(name) for name in names])
+            for index, name in enumerate(names):
+                pixels[name] = (together[index : index + 1], copies)
+                # A copy, because a view would keep the whole batch alive.
+                self._pixels.put(name, together[index : index + 1].clone(), copies)
         return pixels, opened
 
     def _show_quick_way(self, text: str, image: Image) -> int | None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import email.utils
+import io
 import logging
 import os
 import time
@@ -10,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
+from PIL import Image
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
 from comd_api.exit_codes import BadDataError, ComdError, TryAgainError, UserError
 from comd_api.recipe import Decoding
 from comd_api.roles import Endpoint
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
-
-from comd_trainer.data.images import Images
+from comd_trainer.data.images import BadImage, Images
 from comd_trainer.generation.base import OnDone, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -26,39 +28,48 @@ REFUSED = {
     404: "does not know the address or the model; check url (up to and including the version) and model",
 }
 MAX_UNREADABLE = 4
-"""Replies to one request that are no chat completion before it counts as bad data: services do send a broken one now and then."""
+"""Replies to one request that are no chat completion before it counts as bad data: services do send a broken one now
+and then."""
 
 
-class _Transient(Exception):
+SENT_AS_THEY_ARE = frozenset({"image/jpeg", "image/png", "image/webp", "image/gif"})
+
+
+class _TransientError(Exception):
     """Worth asking again: busy, broken for the moment, or not reached."""
 
-    def __init__(self, reason: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, reason: str, *, retry_after: float | None = None, busy: bool = False) -> None:
         super().__init__(reason)
-        self.retry_after = retry_after
+        self.retry_after, self.busy = retry_after, busy
 
 
-class _Unreadable(_Transient):
+class _UnreadableError(_TransientError):
     """An answer with status 200 that is no chat completion."""
 
 
 def read_key(endpoint: Endpoint, *, field: str) -> str | None:
-    """The service's key, from the environment: the operator maps the Secret to the variable that `comd run` reads as well."""
+    """The service's key, from the environment: the operator maps the Secret to the variable that `comd run` reads as
+    well."""
     ref = endpoint.api_key_secret_ref
     if ref is None:
         return None
-    variable = "_".join(["COMD_SECRET", *(part.upper().replace("-", "_").replace(".", "_") for part in (ref.name, ref.key))])
+    variable = "_".join(
+        ["COMD_SECRET", *(part.upper().replace("-", "_").replace(".", "_") for part in (ref.name, ref.key))]
+    )
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"{field}.apiKeySecretRef: no key for {ref.name}/{ref.key}; set the environment variable {variable}")
+        raise UserError(
+            f"{field}.apiKeySecretRef: no key for {ref.name}/{ref.key}; set the environment variable {variable}"
+        )
     return key
 
 
 class EndpointGenerator:
     """Keeps `concurrency` requests under way until all are answered.
 
-    Busy services (429, 5xx) and lost connections are asked again, as late as they wish (Retry-After) and with growing, jittered
-    waits otherwise. When nothing has got through for `patience_seconds` it is TryAgainError; when only one request does not, the
-    failure is that request's.
+    Busy services (429, 5xx) and lost connections are asked again, as late as they wish (Retry-After) and with growing,
+    jittered waits otherwise. When nothing has got through for `patience_seconds` it is TryAgainError; when only one
+    request does not, the failure is that request's.
     """
 
     def __init__(
@@ -81,8 +92,9 @@ class EndpointGenerator:
         self.last_success = 0.0
         """On the monotonic clock."""
 
-    def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:  # noqa: ARG002 - the interface's
-        """Requests of the same image together, for the service's prefix cache; one to a batch, for each is answered by itself."""
+    def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:  # noqa: ARG002
+        """Requests of the same image together, for the service's prefix cache; one to a batch, for each is answered by
+        itself."""
         return [[request] for request in sorted(requests, key=lambda request: (request.image or "", request.key))]
 
     def generate(self, requests: Sequence[Request], decoding: Decoding, on_done: OnDone) -> None:
@@ -91,6 +103,8 @@ class EndpointGenerator:
         Raises UserError when the service refuses us or a request, BadDataError when it keeps sending what is no chat
         completion, TryAgainError when it can't be reached for `patience_seconds`.
         """
+        if not requests:
+            return
         ordered = [request for batch in self.plan(requests, decoding) for request in batch]
         asyncio.run(self._answer_all(ordered, decoding, on_done))
 
@@ -127,33 +141,37 @@ class EndpointGenerator:
     async def _answer(self, client: httpx.AsyncClient, request: Request, decoding: Decoding) -> Reply:
         body = await asyncio.to_thread(self._body, request, decoding)
         started, unreadable = time.monotonic(), 0
-        retrying = AsyncRetrying(retry=retry_if_exception_type(_Transient), wait=self._wait, reraise=True)
+        worth_it = retry_if_exception_type(_TransientError)
+        retrying = AsyncRetrying(retry=worth_it, wait=self._seconds_to_wait, reraise=True)
         async for attempt in retrying:
             with attempt:
                 try:
                     reply = await self._ask(client, request, body)
-                except _Transient as error:
-                    unreadable += isinstance(error, _Unreadable)
+                except _TransientError as error:
+                    unreadable += isinstance(error, _UnreadableError)
                     self._give_up_if_due(request, error, started=started, unreadable=unreadable)
                     raise
         self.last_success = time.monotonic()
         return reply
 
     async def _ask(self, client: httpx.AsyncClient, request: Request, body: dict[str, Any]) -> Reply:
-        """One HTTP exchange. Raises _Transient for what another try may mend."""
+        """One HTTP exchange. Raises _TransientError for what another try may mend."""
         try:
             # httpx bounds each read; a service that drips bytes is bounded as a whole here.
             async with asyncio.timeout(self.endpoint.timeout_seconds):
                 response = await client.post(f"{self.endpoint.url.rstrip('/')}/chat/completions", json=body)
         except TimeoutError as error:
-            raise _Transient(f"no answer within timeoutSeconds {self.endpoint.timeout_seconds}") from error
+            raise _TransientError(f"no answer within timeoutSeconds {self.endpoint.timeout_seconds}") from error
         except httpx.TransportError as error:
-            raise _Transient(f"{type(error).__name__}: {error}") from error
+            raise _TransientError(f"{type(error).__name__}: {error}") from error
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
-            raise _Transient(f"status {status}", retry_after=_retry_after(response.headers.get("Retry-After")))
+            retry_after = _retry_after(response.headers.get("Retry-After"))
+            raise _TransientError(f"status {status}", retry_after=retry_after, busy=status in (429, 503))
         if status in REFUSED:
-            raise UserError(f"{self.field}: {self.endpoint.url} {REFUSED[status]} (status {status}: {_excerpt(response)})")
+            raise UserError(
+                f"{self.field}: {self.endpoint.url} {REFUSED[status]} (status {status}: {_excerpt(response)})"
+            )
         if status != 200:
             raise UserError(
                 f"{self.field}: {self.endpoint.url} refused request {request.key} of the {self.role} "
@@ -161,38 +179,45 @@ class EndpointGenerator:
             )
         return _reply_of(request.key, response)
 
-    def _give_up_if_due(self, request: Request, error: _Transient, *, started: float, unreadable: int) -> None:
+    def _give_up_if_due(self, request: Request, error: _TransientError, *, started: float, unreadable: int) -> None:
         if unreadable >= MAX_UNREADABLE:
             raise BadDataError(
                 f"{self.field}: {self.endpoint.url} answered request {request.key} with what is no chat completion, "
                 f"{unreadable} times ({error}); check that url names an OpenAI-compatible service"
             ) from error
-        if time.monotonic() - started < self.patience_seconds:
-            logger.warning("%s: asking again: %s", self.field, error)
+        # A busy service that answers somebody is doing what it can; whoever asks it waits for a turn.
+        since = max(started, self.last_success) if error.busy else started
+        if time.monotonic() - since < self.patience_seconds:
+            logger.info("%s: asking again: %s", self.field, error)
             return
         if self.last_success > started:
             raise ComdError(
                 f"{self.field}: {self.endpoint.url} answers others but not request {request.key} ({error})"
             ) from error
         raise TryAgainError(
-            f"{self.field}: {self.endpoint.url} could not be asked for {self.patience_seconds:.0f} s ({error}); it is tried again later"
+            f"{self.field}: {self.endpoint.url} could not be asked for {self.patience_seconds:.0f} s ({error}); "
+            "it is tried again later"
         ) from error
 
-    def _wait(self, state: RetryCallState) -> float:
+    def _seconds_to_wait(self, state: RetryCallState) -> float:
         """Seconds before the next try: what the service asks for, else 0.5 s doubled each time, with jitter."""
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _Transient) and error.retry_after is not None:
+        if isinstance(error, _TransientError) and error.retry_after is not None:
             return min(error.retry_after, self.patience_seconds)
         return float(wait_random_exponential(multiplier=0.5, max=self.max_wait_seconds)(state))
 
     def _body(self, request: Request, decoding: Decoding) -> dict[str, Any]:
-        """The JSON of one request. The image stands in front of the first user's turn, as a data URL of the file's own bytes."""
+        """The JSON of one request. The image stands in front of the first user's turn, as a data URL of the file's own
+        bytes."""
         messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} for turn in request.turns]
         if request.image is not None:
             assert self.images is not None
             first = next(message for message in messages if message["role"] == "user")
             url = data_url(self.images, request.image)
-            first["content"] = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": first["content"]}]
+            first["content"] = [
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "text", "text": first["content"]},
+            ]
         body: dict[str, Any] = {
             "model": self.endpoint.model,
             "messages": messages,
@@ -204,6 +229,25 @@ class EndpointGenerator:
         return body
 
 
+def data_url(images: Images, name: str) -> str:
+    """The image file as it is, if services know its format, else as PNG. Raises BadDataError."""
+    try:
+        path = images.path(name)
+        with Image.open(path) as image:
+            media_type = Image.MIME.get(image.format or "")
+        if media_type in SENT_AS_THEY_ARE:
+            data = path.read_bytes()
+        else:
+            media_type, buffer = "image/png", io.BytesIO()
+            images.open(name).save(buffer, format="PNG")
+            data = buffer.getvalue()
+    except BadImage as error:
+        raise BadDataError(f"data.images: {error}; leave its rows out") from error
+    except (OSError, Image.DecompressionBombError) as error:
+        raise BadDataError(f"data.images: image {name!r} does not decode: {error}; leave its rows out") from error
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
 def _reply_of(key: str, response: httpx.Response) -> Reply:
     """The first choice. A missing text (a refusal, say) is an empty answer."""
     try:
@@ -212,7 +256,7 @@ def _reply_of(key: str, response: httpx.Response) -> Reply:
         if not isinstance(text, str | None):
             raise TypeError(f"content is {type(text).__name__}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _Unreadable(f"{type(error).__name__}: {error}; {_excerpt(response)}") from error
+        raise _UnreadableError(f"{type(error).__name__}: {error}; {_excerpt(response)}") from error
     return Reply(key=key, text=(text or "").strip(), finish="length" if finish == "length" else "stop")
 
 

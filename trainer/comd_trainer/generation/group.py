@@ -1,7 +1,7 @@
 """What ranks tell each other in a phase that generates: who does what, and that all are done.
 
-Ranks of such a phase work on their own for minutes or hours and meet only at its ends, so the meeting has a gloo group of its own,
-whose timeout fits that (a training group's timeout is there to find a rank that hangs).
+Ranks of such a phase work on their own for minutes or hours and meet only at its ends, so the meeting has a gloo group
+of its own, whose timeout fits that (a training group's timeout is there to find a rank that hangs).
 """
 
 from collections.abc import Callable
@@ -16,11 +16,13 @@ from comd_trainer.context import PhaseContext
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(days=14)
-"""How long a rank waits for another one that still answers. A rank that died is noticed at once: its connection closes."""
+"""How long a rank waits for another one that still answers. A rank that died is noticed at once: its connection
+closes."""
 
 
 def from_first(ctx: PhaseContext, make: Callable[[], Value]) -> Value:
-    """`make()` of rank 0, on every rank, so that all act on the same view of the cache however late each of them looks."""
+    """`make()` of rank 0, on every rank, so that all act on the same view of the cache however late each of them
+    looks."""
     if ctx.world_size == 1:
         return make()
     box = [make() if ctx.is_first else None]

@@ -1,4 +1,5 @@
-"""How likely a model finds given answers: for the assessor `Likelihood` and the metric `ChoiceLikelihood` (method section 8.2)."""
+"""How likely a model finds given answers: for the assessor `Likelihood` and the metric `ChoiceLikelihood` (method
+section 8.2)."""
 
 import inspect
 import math
@@ -7,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from comd_api.exit_codes import BadDataError
-from comd_api.roles import Checkpoint
 from torch import Tensor
 
+from comd_api.exit_codes import BadDataError
+from comd_api.roles import Checkpoint
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.images import BadImage, Images
 from comd_trainer.data.rows import Item
@@ -26,7 +27,8 @@ from comd_trainer.models.prompts import Encoded, encode_answer, stack, to_device
 from comd_trainer.store.calls import CallCache
 
 DECIMALS = 6
-"""Scores are rounded to these before anything is decided by them, so that the last bits of a sum are not part of a result."""
+"""Scores are rounded to these before anything is decided by them, so that the last bits of a sum are not part of a
+result."""
 
 
 def score_answers(
@@ -38,10 +40,11 @@ def score_answers(
     field: str,
     batch_size: int | None = None,
 ) -> list[float]:
-    """Mean log-probability (natural, at most 0) of the tokens of each answer and its end mark, given the item; on every rank.
+    """Mean log-probability (natural, at most 0) of the tokens of each answer and its end mark, given the item; on
+    every rank.
 
-    All ranks call it with the same rows. Cached like answers. `batch_size` is that of `generation.assessor` when left out.
-    Raises BadDataError for an image that can't be read and for a model that gives no number.
+    All ranks call it with the same rows. Cached like answers. `batch_size` is that of `generation.assessor` when left
+    out. Raises BadDataError for an image that can't be read and for a model that gives no number.
     """
     images = open_images(ctx) if any(item.image is not None for item, _ in rows) else None
     scope = digest_of(
@@ -103,8 +106,8 @@ class AnswerScorer:
 
     @torch.inference_mode()
     def score(self, jobs: Sequence[_Job]) -> list[float]:
-        """Mean log-probability of each answer's tokens, rounded. Logits exist for the places from the shortest prompt's end on only:
-        at a vocabulary of 150,000 those of whole rows would take gigabytes."""
+        """Mean log-probability of each answer's tokens, rounded. Logits exist for the places from the shortest
+        prompt's end on only: at a vocabulary of 150,000 those of whole rows would take gigabytes."""
         rows, spans = self._rows(jobs)
         batch = stack(rows, side="right", pad_token_id=self.loaded.pad_token_id)
         length = batch["input_ids"].shape[1]
@@ -137,7 +140,9 @@ class AnswerScorer:
             for name, value in row.items():
                 if value.shape[:2] == prompt["input_ids"].shape:
                     # Attention is on over the answer, and it belongs to no image.
-                    more = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}.get(name, torch.zeros_like(answer))
+                    more = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}.get(
+                        name, torch.zeros_like(answer)
+                    )
                     row[name] = torch.cat([value, more.to(value.dtype)], dim=1)
             rows.append(row)
         return rows, spans

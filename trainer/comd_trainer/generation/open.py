@@ -1,11 +1,12 @@
 """From a role of the manifest to something that answers: loads a checkpoint, or gets ready to ask an endpoint."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from comd_api.roles import Checkpoint, Model
 
+from comd_api.roles import Checkpoint, Model
 from comd_trainer.context import PhaseContext, use_devices
 from comd_trainer.data.images import Images
 from comd_trainer.generation.base import Generator
@@ -15,12 +16,16 @@ from comd_trainer.models.load import LoadedModel, load_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+_kept: dict[tuple[str, torch.dtype, str, bool], LoadedModel] = {}
+"""The model that this process loaded last, and no other: a judge that is asked again, or an augmentor that is asked in
+waves, is not loaded each time. It goes with the process, which lasts for one phase."""
+
 
 def open_generator(
     ctx: PhaseContext, model: Model, *, role: str, field: str, images: Images | None = None
 ) -> Generator:
-    """A generator for a role. `field` is where the manifest sets the model ("spec.teacher"), for messages; `images` are what
-    requests name theirs in, None when none of them has one."""
+    """A generator for a role. `field` is where the manifest sets the model ("spec.teacher"), for messages; `images`
+    are what requests name theirs in, None when none of them has one."""
     if model.endpoint is not None:
         ranks = min(ctx.world_size, model.endpoint.concurrency)
         share = model.endpoint.concurrency // ranks + (ctx.rank < model.endpoint.concurrency % ranks)
@@ -55,9 +60,13 @@ def load_on_device(ctx: PhaseContext, checkpoint: Checkpoint | Path, *, field: s
         folder, origin = ctx.sources.folder(checkpoint.source), checkpoint
     trust_remote_code = origin is not None and origin.trust_remote_code
     device = use_devices(ctx.local_rank)
-    release_memory()
     dtype = dtype_for(ctx.spec.training.precision, device)
-    return load_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code, field=field)
+    key = (str(folder), dtype, device, trust_remote_code)
+    if key not in _kept:
+        _kept.clear()
+        release_memory()
+        _kept[key] = load_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code, field=field)
+    return replace(_kept[key], field=field)
 
 
 def open_model(

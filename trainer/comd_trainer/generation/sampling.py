@@ -1,7 +1,9 @@
-"""Sampling that repeats: a token depends on its own row's seed and step alone, never on the batch, its padding or the device.
+"""Sampling that repeats: a token depends on its own row's seed and step alone, never on the batch, its padding or the
+device.
 
-A sample of softmax(x) is the argmax of x plus Gumbel noise, so noise made from (seed, step, token) by a hash turns greedy search
-into sampling. torch's own generators draw for a whole batch in one stream, so that a row's luck would depend on its neighbours.
+A sample of softmax(x) is the argmax of x plus Gumbel noise, so noise made from (seed, step, token) by a hash turns
+greedy search into sampling. torch's own generators draw for a whole batch in one stream, so that a row's luck would
+depend on its neighbours.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from transformers import LogitsProcessor
 MASK = 0xFFFFFFFF
 
 
-class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
+class GumbelSampler(LogitsProcessor):
     """Makes `generate(do_sample=False)` sample: temperature, then top-p, then noise; the argmax is the sample."""
 
     def __init__(self, *, seeds: Sequence[int], temperature: float, top_p: float, prompt_length: int) -> None:
@@ -29,7 +31,8 @@ class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
 
 
 def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
-    """Scores (rows, vocabulary) with -inf for all but the likeliest tokens that together have a probability of `top_p`."""
+    """Scores (rows, vocabulary) with -inf for all but the likeliest tokens that together have a probability of
+    `top_p`."""
     if top_p >= 1.0:
         return scores
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)

@@ -1,7 +1,8 @@
 """Work that is done once, ever: calls whose results are kept under a key, shared by ranks, retries and runs.
 
-A call is made only if its key is not in the cache. Each rank takes every n-th batch of one plan and saves what it has every
-`FLUSH_SECONDS`, so a rank that is stopped or lost costs no more than that (method section 4d: the teacher never changes).
+A call is made only if its key is not in the cache. Each rank takes every n-th batch of one plan and saves what it has
+every `FLUSH_SECONDS`, so a rank that is stopped or lost costs no more than that (method section 4d: the teacher never
+changes).
 """
 
 import hashlib
@@ -43,8 +44,8 @@ def complete(
 ) -> tuple[Mapping[str, Result], int]:
     """Results of all `keys` (distinct), on every rank, and how many of them had to be made in this stage.
 
-    `max_ranks` bounds how many ranks work (an endpoint's concurrency is shared by all). Raises what the worker raises, and
-    Preempted when the phase shall stop; what was finished is saved before.
+    `max_ranks` bounds how many ranks work (an endpoint's concurrency is shared by all). Raises what the worker raises,
+    and Preempted when the phase shall stop; what was finished is saved before.
     """
     known, missing = from_first(ctx, lambda: _look_up(cache, keys))
     made = from_first(ctx, lambda: _count_made(ctx, keys, len(missing)))
@@ -70,7 +71,8 @@ def _look_up(cache: CallCache, keys: Sequence[str]) -> tuple[dict[str, Result], 
 
 
 def _count_made(ctx: PhaseContext, keys: Sequence[str], missing: int) -> int:
-    """How many calls the stage's first attempt found missing: a retry, which finds some of them made, must report the same."""
+    """How many calls the stage's first attempt found missing: a retry, which finds some of them made, must report the
+    same."""
     path = f"{ctx.partial}/calls/{hashlib.sha256(''.join(keys).encode()).hexdigest()[:32]}.json"
     ctx.store.write(path, json.dumps({"made": missing}).encode(), if_absent=True)
     return int(json.loads(ctx.store.read(path))["made"])

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from comd_api.exit_codes import BadDataError
-from comd_api.recipe import Decoding
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from comd_api.exit_codes import BadDataError
+from comd_api.recipe import Decoding
 from comd_trainer.data.images import BadImage, Images
 from comd_trainer.generation.base import OnDone, Reply, Request
 from comd_trainer.generation.encoding import PromptEncoder
@@ -20,14 +20,16 @@ from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import Encoded, decode_answer, stack, stop_token_ids, to_device
 
 LENGTH_BUCKET = 16
-"""Prompts whose lengths fall into the same sixteen tokens go by image, so that an image's pixels are used while they are at hand."""
+"""Prompts whose lengths fall into the same sixteen tokens go by image, so that an image's pixels are used while they
+are at hand."""
 
 
 class TransformersGenerator:
     """Answers in batches padded on the left.
 
-    A row's answer does not depend on its batch but for rounding: matrix products of another shape may differ in the last bit, which
-    in bf16 can turn a near tie. Batches are therefore planned from the requests alone, and a retry meets the same ones.
+    A row's answer does not depend on its batch but for rounding: matrix products of another shape may differ in the
+    last bit, which in bf16 can turn a near tie. Batches are therefore planned from the requests alone, and a retry
+    meets the same ones.
     """
 
     def __init__(
@@ -37,8 +39,8 @@ class TransformersGenerator:
         self.loaded, self.device, self.check = loaded, device, check
         self.encoder = PromptEncoder(loaded, images)
         self.stop_tokens = stop_token_ids(loaded)
-        # What a checkpoint suggests (temperatures, penalties) is not taken: the manifest says how to decode. `generate` fills gaps
-        # of the config that it is given from the model's own, so that one is emptied.
+        # What a checkpoint suggests (temperatures, penalties) is not taken: the manifest says how to decode.
+        # `generate` fills gaps of the config that it is given from the model's own, so that one is emptied.
         loaded.model.generation_config = GenerationConfig(
             eos_token_id=self.stop_tokens,
             pad_token_id=loaded.pad_token_id,
@@ -47,16 +49,23 @@ class TransformersGenerator:
         self._accepted = accepted_inputs(loaded.model)
 
     def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:
-        """Longest first, so that a batch that does not fit in memory says so at once, and only the last batch is short."""
+        """Longest first, so that a batch that does not fit in memory says so at once, and only the last batch is
+        short."""
 
         def place(request: Request) -> tuple[bool, int, str, str]:
-            return request.image is None, -(self.encoder.num_tokens(request) // LENGTH_BUCKET), request.image or "", request.key
+            return (
+                request.image is None,
+                -(self.encoder.num_tokens(request) // LENGTH_BUCKET),
+                request.image or "",
+                request.key,
+            )
 
         ordered = sorted(requests, key=place)
         return [ordered[start : start + decoding.batch_size] for start in range(0, len(ordered), decoding.batch_size)]
 
     def generate(self, requests: Sequence[Request], decoding: Decoding, on_done: OnDone) -> None:
-        """See `Generator.generate`. The next batch is made ready while the model answers. Raises BadDataError for a bad image."""
+        """See `Generator.generate`. The next batch is made ready while the model answers. Raises BadDataError for a
+        bad image."""
         batches = self.plan(requests, decoding)
         if not batches:
             return
@@ -120,7 +129,7 @@ def accepted_inputs(model: Any) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
 
 
-class _Check(StoppingCriteria):  # type: ignore[misc]
+class _Check(StoppingCriteria):
     """Never stops a row; asks once a second whether the phase shall go on."""
 
     def __init__(self, check: Callable[[], None]) -> None:

@@ -1,5 +1,5 @@
-"""Reads the judge's reply: reasons, then one line of JSON with both scores. Strict, because a number that happens to stand in the
-reasons ("in 3 of the 5 ...") is no score."""
+"""Reads the judge's reply: reasons, then one line of JSON with both scores. Strict, because a number that happens to
+stand in the reasons ("in 3 of the 5 ...") is no score."""
 
 import json
 from typing import Any
@@ -10,8 +10,8 @@ from comd_trainer.judging.scores import HIGHEST, LOWEST
 def parse_scores(reply: str) -> tuple[float, float] | None:
     """(score of answer A, score of answer B), or None.
 
-    The last line must be `{"a": n, "b": n}`: these two keys, once each, numbers from 1 to 10. A reply with two different such lines
-    contradicts itself and is None as well. A Markdown fence around the line is let pass.
+    The last line must be `{"a": n, "b": n}`: these two keys, once each, numbers from 1 to 10. A reply with two
+    different such lines contradicts itself and is None as well. A Markdown fence around the line is let pass.
     """
     lines = [line.strip() for line in reply.splitlines() if line.strip() and not line.strip().startswith("```")]
     if not lines:

@@ -1,7 +1,7 @@
 """What the judge is asked (method section 12, "Prompt contents").
 
-Image, rubric and question come first and are the same in both orders; the answers come last. So a service that keeps the prefixes
-of prompts reads all but the answers once.
+Image, rubric and question come first and are the same in both orders; the answers come last. So a service that keeps
+the prefixes of prompts reads all but the answers once.
 """
 
 from typing import Literal
@@ -27,14 +27,19 @@ with your two scores in place of the dots:
 
 
 def judge_turns(item: Item, *, first: str, second: str, annotation: Annotation | None) -> tuple[Turn, ...]:
-    """The prompt, one user's turn, for two answers in this order. `annotation` stands in for the image where the judge is to read it."""
+    """The prompt, one user's turn, for two answers in this order. `annotation` stands in for the image where the judge
+    is to read it."""
     sees_image = item.image is not None
-    rubric = _RUBRIC.format(about=" about an image" if sees_image else "", evidence="the image" if sees_image else "the instruction")
+    rubric = _RUBRIC.format(
+        about=" about an image" if sees_image else "", evidence="the image" if sees_image else "the instruction"
+    )
     parts = [rubric]
     if annotation is not None:
         parts.append("What the image shows:\n" + annotation.as_text())
     if len(item.turns) > 1:
-        parts.append("Conversation so far:\n" + "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in item.turns[:-1]))
+        parts.append(
+            "Conversation so far:\n" + "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in item.turns[:-1])
+        )
     parts.append(f"Instruction:\n{item.instruction}")
     parts.append(f"[Answer A]\n{first}\n[End of answer A]")
     parts.append(f"[Answer B]\n{second}\n[End of answer B]")

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from comd_api.exit_codes import BadDataError
-
 from comd_trainer.data.rows import Answer, Review, Verdict
 
 SHOWN = 300
 """Characters of a reply that an error shows."""
 
 
-def check_drops(verdicts: Sequence[Verdict], reviews: Sequence[Review], *, max_drop_fraction: float, field: str) -> None:
+def check_drops(
+    verdicts: Sequence[Verdict], reviews: Sequence[Review], *, max_drop_fraction: float, field: str
+) -> None:
     """Raises BadDataError when too many items have no verdict."""
     dropped = [verdict.item for verdict in verdicts if verdict.label == "dropped"]
     if not dropped or len(dropped) <= max_drop_fraction * len(verdicts):
@@ -25,13 +26,14 @@ def check_drops(verdicts: Sequence[Verdict], reviews: Sequence[Review], *, max_d
     told = f"{parsed} of {len(reviews)} replies parsed" if reviews else "they have no known answer to compare with"
     shown = f"; one that did not: {failed.raw[:SHOWN]!r}" if failed is not None else ""
     raise BadDataError(
-        f"{len(dropped)} of {len(verdicts)} compared items have no verdict, more than {field} ({max_drop_fraction:g}) allows: {told}{shown}"
+        f"{len(dropped)} of {len(verdicts)} compared items have no verdict, "
+        f"more than {field} ({max_drop_fraction:g}) allows: {told}{shown}"
     )
 
 
 def why_stop(*, hard: int, floor: int, hard_items: int, threshold: float) -> str | None:
-    """A sentence when there are too few hard items to go on with (method section 12, row 18), or None. None at all are too few
-    whatever the floor, when new items are to be made from them."""
+    """A sentence when there are too few hard items to go on with (method section 12, row 18), or None. None at all are
+    too few whatever the floor, when new items are to be made from them."""
     least = max(floor, 1 if hard_items else 0)
     if hard >= least:
         return None
@@ -67,11 +69,15 @@ def gap_histogram(gaps: Sequence[float]) -> dict[str, int]:
     return {str(gap): counted[gap] for gap in sorted(counted)}
 
 
-def length_correlation(verdicts: Sequence[Verdict], *, teacher: Sequence[Answer], student: Sequence[Answer]) -> float | None:
-    """Pearson correlation of the gap with how much longer (in characters) the teacher's answer is; near 1, the judge likes length.
-    None where it is not defined."""
+def length_correlation(
+    verdicts: Sequence[Verdict], *, teacher: Sequence[Answer], student: Sequence[Answer]
+) -> float | None:
+    """Pearson correlation of the gap with how much longer (in characters) the teacher's answer is; near 1, the judge
+    likes length. None where it is not defined."""
     longer = {t.item: len(t.text) - len(s.text) for t, s in zip(teacher, student, strict=True)}
-    pairs = [(verdict.gap, longer[verdict.item]) for verdict in verdicts if verdict.gap is not None and not verdict.equal]
+    pairs = [
+        (verdict.gap, longer[verdict.item]) for verdict in verdicts if verdict.gap is not None and not verdict.equal
+    ]
     if len(pairs) < 3:
         return None
     gaps, lengths = np.array(pairs, np.float64).T

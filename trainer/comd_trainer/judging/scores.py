@@ -25,7 +25,8 @@ def equal_answers(teacher: Answer, student: Answer) -> bool:
 
 
 def likelihood_score(mean_log_probability: float) -> float:
-    """1 for an answer that the model thinks impossible, 10 for a certain one. `mean_log_probability` is per token, at most 0."""
+    """1 for an answer that the model thinks impossible, 10 for a certain one. `mean_log_probability` is per token, at
+    most 0."""
     return LOWEST + (HIGHEST - LOWEST) * math.exp(min(0.0, mean_log_probability))
 
 
@@ -35,7 +36,8 @@ def reference_score(answer: str, reference: str) -> float:
 
 
 def label_of(scores: Scores, *, threshold: float, teacher_floor: float) -> Label:
-    """Hard when the teacher leads by at least the threshold and is good enough to learn from (method section 12, row 17)."""
+    """Hard when the teacher leads by at least the threshold and is good enough to learn from (method section 12, row
+    17)."""
     return "hard" if scores.gap >= threshold and scores.teacher >= teacher_floor else "easy"
 
 
@@ -57,8 +59,8 @@ def equal_verdict(item: str) -> Verdict:
 
 
 def verdict_of_reviews(item: str, reviews: Sequence[Review], *, threshold: float, teacher_floor: float) -> Verdict:
-    """The verdict from both orders: the mean of each side's scores. One order that failed drops the item (method section 12, row 16):
-    half a comparison carries the judge's bias for a place in full."""
+    """The verdict from both orders: the mean of each side's scores. One order that failed drops the item (method
+    section 12, row 16): half a comparison carries the judge's bias for a place in full."""
     parsed = {review.order: scores for review in reviews if (scores := scores_of(review)) is not None}
     if set(parsed) != {"TS", "ST"}:
         return Verdict(item=item, label="dropped")

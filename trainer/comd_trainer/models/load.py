@@ -17,6 +17,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils.logging import disable_progress_bar
+
+# A stage's log is JSON lines; bars of libraries would be noise in it.
+disable_progress_bar()
 
 Kind = Literal["image-text-to-text", "causal-lm"]
 

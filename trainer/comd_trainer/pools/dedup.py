@@ -31,10 +31,10 @@ class _Words:
 class SimilarTexts:
     """Finds the older text that resembles a new one the most, if any does by more than `threshold`.
 
-    ROUGE-L's F-measure is 2 * LCS / (n + m) for n and m words, and a longest common subsequence is no longer than the multiset of
-    common words. So a text above the threshold has m within n * t / (2 - t) .. n * (2 - t) / t, shares at least
-    t * (n + m) / 2 words, and hence at least one of the new text's rarest words, those that it could not all do without. Nearly
-    all pairs are excluded that way, exactly: the verdicts are those of the full comparison.
+    ROUGE-L's F-measure is 2 * LCS / (n + m) for n and m words, and a longest common subsequence is no longer than the
+    multiset of common words. So a text above the threshold has m within n * t / (2 - t) .. n * (2 - t) / t, shares at
+    least t * (n + m) / 2 words, and hence at least one of the new text's rarest words, those that it could not all do
+    without. Nearly all pairs are excluded that way, exactly: the verdicts are those of the full comparison.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -53,7 +53,8 @@ class SimilarTexts:
             self._postings[token].append(key)
 
     def nearest(self, text: str) -> tuple[str, float] | None:
-        """The older text with the highest F-measure above the threshold, and that measure; of equal ones the shortest, then by text."""
+        """The older text with the highest F-measure above the threshold, and that measure; of equal ones the shortest,
+        then by text."""
         tokens = words(text)
         counts, length = Counter(tokens), len(tokens)
         best: tuple[str, float] | None = None
@@ -68,15 +69,23 @@ class SimilarTexts:
         return best
 
     def _possible(self, tokens: list[str]) -> Iterable[str]:
-        """Texts of a fitting length that share at least one of the rarest words, in an order that does not depend on hashing."""
+        """Texts of a fitting length that share at least one of the rarest words, in an order that does not depend on
+        hashing."""
         length = len(tokens)
         if not length:
             return []
         ratio = self.threshold / (2 - self.threshold)
         shortest, longest = length * ratio - ROUNDING, length / ratio + ROUNDING
         must_share = max(1, math.ceil(self.threshold * (length + math.ceil(shortest)) / 2 - ROUNDING))
-        rarest = sorted(_numbered(tokens), key=lambda token: len(self._postings.get(token, ())))[: length - must_share + 1]
-        found = {key for token in rarest for key in self._postings.get(token, ()) if shortest <= self._texts[key][1] <= longest}
+        rarest = sorted(_numbered(tokens), key=lambda token: len(self._postings.get(token, ())))[
+            : length - must_share + 1
+        ]
+        found = {
+            key
+            for token in rarest
+            for key in self._postings.get(token, ())
+            if shortest <= self._texts[key][1] <= longest
+        }
         return sorted(found, key=self._order)
 
     def _order(self, key: str) -> tuple[int, str]:
@@ -107,7 +116,8 @@ class Novelty:
         self._repeats[normalise(item.instruction)] += 1
 
     def duplicate(self, text: str, *, image: str | None) -> Duplicate | None:
-        """Why the text is not new on this image; None when it is. A text that occurred `max_repeats` times is one too many."""
+        """Why the text is not new on this image; None when it is. A text that occurred `max_repeats` times is one too
+        many."""
         similar = self._similar.get(self._place(image))
         found = None if similar is None else similar.nearest(text)
         if found is not None:

@@ -1,4 +1,5 @@
-"""Which candidates of a prompted augmentor are no usable instructions (method section 12, row 23). Each reason has a name."""
+"""Which candidates of a prompted augmentor are no usable instructions (method section 12, row 23). Each reason has a
+name."""
 
 import re
 import unicodedata
@@ -8,7 +9,8 @@ from comd_trainer.data.instructions import IMAGE_TOKEN
 
 MIN_WORDS = 3
 
-# Words of our own prompt, and what chat models say around an answer: a candidate with them speaks about the task, not about the image.
+# Words of our own prompt, and what chat models say around an answer: a candidate with them speaks about the task, not
+# about the image.
 _META = re.compile(
     r"\b(?:example|seed|given|original|new|previous|above|provided)\s+(?:instruction|question|task|prompt)s?\b"
     r"|\b(?:instruction|question|output)\s*:"
@@ -20,7 +22,31 @@ _META = re.compile(
 )
 # A text without a question mark that opens like this states something and asks for nothing.
 _STATEMENT_OPENINGS = frozenset(
-    "the a an this that these those there it its i i'm we you he she they my our your his her their".split()
+    [
+        "the",
+        "a",
+        "an",
+        "this",
+        "that",
+        "these",
+        "those",
+        "there",
+        "it",
+        "its",
+        "i",
+        "i'm",
+        "we",
+        "you",
+        "he",
+        "she",
+        "they",
+        "my",
+        "our",
+        "your",
+        "his",
+        "her",
+        "their",
+    ]
 )
 
 
@@ -36,8 +62,8 @@ def clean(text: str) -> str:
 def reject_reason(text: str, *, finish: Literal["stop", "length"]) -> str | None:
     """Why a cleaned candidate is turned down, or None. The reasons:
 
-    `cut` (stopped by length), `short` (fewer than 3 words), `punctuation` and `non-ascii` (how it starts), `meta` (speaks about the
-    task), `statement` (neither a question nor a request).
+    `cut` (stopped by length), `short` (fewer than 3 words), `punctuation` and `non-ascii` (how it starts), `meta`
+    (speaks about the task), `statement` (neither a question nor a request).
     """
     if finish == "length":
         return "cut"

@@ -17,9 +17,11 @@ class OverlappingImages:
                 self._holders[label].append(image)
 
     def choose(self, image: str | None, *, visit: int) -> str | None:
-        """The image that shares the most objects with this one (then the smallest rest, then by name); the second best when the item
-        is used for the second time, and so on. The image itself when none shares any."""
-        shared = Counter(other for label in self._labels.get(image or "", ()) for other in self._holders[label] if other != image)
+        """The image that shares the most objects with this one (then the smallest rest, then by name); the second best
+        when the item is used for the second time, and so on. The image itself when none shares any."""
+        shared = Counter(
+            other for label in self._labels.get(image or "", ()) for other in self._holders[label] if other != image
+        )
         if not shared:
             return image
         ranking = sorted(shared, key=lambda other: (-shared[other], len(self._labels[other]), other))

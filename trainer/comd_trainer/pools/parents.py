@@ -1,5 +1,5 @@
-"""Which assessed item the next new item is made from (method section 12, row 20): arithmetic on the attempt's number, so that a
-restart and any number of ranks make the same choices."""
+"""Which assessed item the next new item is made from (method section 12, row 20): arithmetic on the attempt's number,
+so that a restart and any number of ranks make the same choices."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -21,8 +21,8 @@ def split(items: Sequence[Item], verdicts: Sequence[Verdict]) -> tuple[list[Item
 class Parents:
     """Parent number 0, 1, 2 … of a branch.
 
-    `Cycle` goes through all items in shuffled order before one comes twice, and shuffles anew for each pass. `Gap` draws with
-    replacement, with a probability proportional to `weights`.
+    `Cycle` goes through all items in shuffled order before one comes twice, and shuffles anew for each pass. `Gap`
+    draws with replacement, with a probability proportional to `weights`.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""New items from a bank of instructions: the most similar ones for hard items, the rarest ones for easy items (method section 12,
-rows 19 and 20; `augmentor.type: Retrieval`)."""
+"""New items from a bank of instructions: the most similar ones for hard items, the rarest ones for easy items (method
+section 12, rows 19 and 20; `augmentor.type: Retrieval`)."""
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,13 @@ from comd_trainer.data.text import normalise, words
 from comd_trainer.pools.parents import Parents
 
 HEAD = 64
-"""Most similar texts that are kept for a query; the rest of the ranking is worked out again in the rare case that all are used up."""
+"""Most similar texts that are kept for a query; the rest of the ranking is worked out again in the rare case that all
+are used up."""
 
 
 class TextIndex:
-    """TF-IDF vectors of distinct texts, held by word. Cosine similarities of one query cost one addition per shared word.
+    """TF-IDF vectors of distinct texts, held by word. Cosine similarities of one query cost one addition per shared
+    word.
 
     Terms are words, weighted by `1 + log(count)` times `log((1 + N) / (1 + df)) + 1`, vectors have length 1.
     """
@@ -33,7 +35,9 @@ class TextIndex:
             for word, weight in self._vector(count).items():
                 postings[word][0].append(index)
                 postings[word][1].append(weight)
-        self._postings = {word: (np.array(docs, np.int64), np.array(weights)) for word, (docs, weights) in postings.items()}
+        self._postings = {
+            word: (np.array(docs, np.int64), np.array(weights)) for word, (docs, weights) in postings.items()
+        }
 
     def similarities(self, text: str) -> NDArray[np.float64]:
         """Cosine of the text with each indexed text, (num_texts,) in 0..1."""
@@ -84,7 +88,8 @@ class HardRetriever:
             yield from self._most_similar(text, self._index.num_texts)
 
     def _most_similar(self, text: str, count: int) -> list[int]:
-        """Places of the `count` best texts, best first and equal ones in alphabetical order; without those that share nothing."""
+        """Places of the `count` best texts, best first and equal ones in alphabetical order; without those that share
+        nothing."""
         scores = self._index.similarities(text)
         if count < len(scores):
             cut = np.partition(scores, len(scores) - count)[len(scores) - count]
@@ -96,8 +101,8 @@ class HardRetriever:
 
 
 def retrieve_hard(bank: Sequence[Item], parents: Parents, *, wanted: int, round: int, seed: int) -> list[Item]:
-    """Up to `wanted` bank items for the hard branch. A parent for which nothing is left is passed over; fewer items come back only
-    when nothing similar is left for any parent."""
+    """Up to `wanted` bank items for the hard branch. A parent for which nothing is left is passed over; fewer items
+    come back only when nothing similar is left for any parent."""
     retriever = HardRetriever(bank, seed=seed, round=round)
     found: list[Item] = []
     spent: set[str] = set()
@@ -119,8 +124,8 @@ def retrieve_hard(bank: Sequence[Item], parents: Parents, *, wanted: int, round:
 def pick_easy(
     bank: Sequence[Item], parents: Parents, *, pool: Sequence[Item], wanted: int, candidates: int, round: int, seed: int
 ) -> list[Item]:
-    """Up to `wanted` bank items for the easy branch: of `candidates` unused ones at a time, the one whose instruction is rarest in
-    the cache pool and among the items picked so far; of equally rare ones the first drawn."""
+    """Up to `wanted` bank items for the easy branch: of `candidates` unused ones at a time, the one whose instruction
+    is rarest in the cache pool and among the items picked so far; of equally rare ones the first drawn."""
     counts = Counter(normalise(item.instruction) for item in pool)
     left = list(bank)
     texts = [normalise(item.instruction) for item in left]

@@ -17,8 +17,8 @@ def pair_key(item: Item) -> PairKey:
 def sample_for_assessment(cache: Sequence[Item], *, round: int, sample_size: int, seed: int) -> list[Item]:
     """The items of the cache pool that are compared in this round, in the pool's order.
 
-    Drawn without replacement. What the last round added is always among them; when even that is more than `sample_size`, the
-    sample is drawn from it alone. Round 1 has no such items.
+    Drawn without replacement. What the last round added is always among them; when even that is more than
+    `sample_size`, the sample is drawn from it alone. Round 1 has no such items.
     """
     newest = [index for index, item in enumerate(cache) if round > 1 and item.round == round - 1]
     if len(newest) >= sample_size:
@@ -32,7 +32,8 @@ def sample_for_assessment(cache: Sequence[Item], *, round: int, sample_size: int
 
 
 def unused(bank: Sequence[Item], *pools: Iterable[Item]) -> list[Item]:
-    """Bank items that no pool holds yet, neither by id nor as the same question; of equal questions in the bank the first."""
+    """Bank items that no pool holds yet, neither by id nor as the same question; of equal questions in the bank the
+    first."""
     ids = {item.id for pool in pools for item in pool}
     taken = {pair_key(item) for pool in pools for item in pool}
     left: list[Item] = []

@@ -1,4 +1,5 @@
-"""What one round hands to the next: the train pool is replaced, the cache pool grows (method sections 4d and 12, row 26)."""
+"""What one round hands to the next: the train pool is replaced, the cache pool grows (method sections 4d and 12, row
+26)."""
 
 from collections.abc import Sequence
 
@@ -7,10 +8,17 @@ from comd_trainer.pools.selection import draw
 
 
 def next_train(
-    *, new: Sequence[Item], fresh: Sequence[Item], earlier: Sequence[Item], replay_fraction: float, round: int, seed: int
+    *,
+    new: Sequence[Item],
+    fresh: Sequence[Item],
+    earlier: Sequence[Item],
+    replay_fraction: float,
+    round: int,
+    seed: int,
 ) -> list[Item]:
-    """The new items, the fresh bank items that were compared, and a replay of earlier ones against forgetting: `replay_fraction`
-    per new and fresh item, drawn without replacement from the cache pool as it was, so at most all of it."""
+    """The new items, the fresh bank items that were compared, and a replay of earlier ones against forgetting:
+    `replay_fraction` per new and fresh item, drawn without replacement from the cache pool as it was, so at most all of
+    it."""
     added = [*new, *fresh]
     replay = min(round_half_up(replay_fraction * len(added)), len(earlier))
     pool = added + draw(earlier, replay, seed=seed, name="replay", round=round)

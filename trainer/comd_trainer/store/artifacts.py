@@ -15,14 +15,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pydantic import ValidationError
+
 from comd_api.artifact import MANIFEST_NAME, FileEntry, Manifest
 from comd_api.exit_codes import BadDataError, ComdError
 from comd_api.status import ArtifactRef
-from pydantic import ValidationError
-
-from comd_trainer.store.cache import FileCache, WrongContent
+from comd_trainer.store.cache import FileCache, WrongContentError
 from comd_trainer.store.hashing import in_parallel, sha256_of
-from comd_trainer.store.stores import OnBytes, Store, path_problem
+from comd_trainer.store.stores import DamagedError, OnBytes, Store, path_problem
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ FILES_AT_ONCE = 8
 """Files hashed and moved side by side; each large one has several parts on their way besides."""
 
 
-class CorruptArtifact(BadDataError):
+class CorruptArtifactError(BadDataError):
     """An artifact that is not what its manifest says. Not retried: it would not get better."""
 
 
@@ -60,10 +60,10 @@ class Artifact:
         return ArtifactRef(name=name, uri=self.uri, digest=self.digest)
 
     def path(self, file: str, *, on_bytes: OnBytes | None = None) -> Path:
-        """One file, on this machine and verified. Errors: CorruptArtifact names artifact and file."""
+        """One file, on this machine and verified. Errors: CorruptArtifactError names artifact and file."""
         entry = next((entry for entry in self.manifest.files if entry.path == file), None)
         if entry is None:
-            raise CorruptArtifact(f"artifact {self.uri} has no file {file!r}; it has {_shortened(self.files)}")
+            raise CorruptArtifactError(f"artifact {self.uri} has no file {file!r}; it has {_shortened(self.files)}")
         return self._fetch(entry, on_bytes)
 
     def folder(self, *, on_bytes: OnBytes | None = None) -> Path:
@@ -94,10 +94,11 @@ class Artifact:
                 fetch=lambda partial: self.store.download(stored, partial, on_bytes=on_bytes),
             )
         except FileNotFoundError as error:
-            raise CorruptArtifact(f"artifact {self.uri} lacks its file {entry.path!r}; {_REMEDY}") from error
-        except WrongContent as error:
-            raise CorruptArtifact(
-                f"artifact {self.uri}: the file {entry.path!r} is damaged ({error}, not {entry.sha256}); {_REMEDY}"
+            raise CorruptArtifactError(f"artifact {self.uri} lacks its file {entry.path!r}; {_REMEDY}") from error
+        except (WrongContentError, DamagedError) as error:
+            raise CorruptArtifactError(
+                f"artifact {self.uri}: the file {entry.path!r} is damaged "
+                f"({error}; the manifest says {entry.sha256}); {_REMEDY}"
             ) from error
 
 
@@ -110,21 +111,21 @@ def _verify_once(local: Path, entry: FileEntry) -> None:
     """Hashes a file of a folder store the first time that this process meets it, and again if it was touched since."""
     status = local.stat()
     if status.st_size != entry.size:
-        raise WrongContent(f"of {status.st_size} bytes, not {entry.size},")
+        raise WrongContentError(f"it has {status.st_size} bytes instead of {entry.size}")
     seen = (str(local), status.st_ino, status.st_mtime_ns, status.st_ctime_ns, entry.sha256)
     with _verified_lock:
         if seen in _verified:
             return
     found = sha256_of(local)
     if found != entry.sha256:
-        raise WrongContent(found)
+        raise WrongContentError(f"its SHA-256 is {found}")
     with _verified_lock:
         _verified.add(seen)
 
 
 def open_artifact(store: Store, prefix: str, *, cache_dir: Path) -> Artifact | None:
-    """None when there is no manifest: such a prefix is no artifact, whatever lies there. Errors: CorruptArtifact for a manifest that does
-    not parse or that names files elsewhere."""
+    """None when there is no manifest: such a prefix is no artifact, whatever lies there. Errors: CorruptArtifactError
+    for a manifest that does not parse or that names files elsewhere."""
     try:
         data = store.read(f"{prefix}/{MANIFEST_NAME}")
     except FileNotFoundError:
@@ -133,17 +134,19 @@ def open_artifact(store: Store, prefix: str, *, cache_dir: Path) -> Artifact | N
 
 
 def open_ref(ref: ArtifactRef, *, store: Store, cache_dir: Path) -> Artifact:
-    """The artifact that an earlier stage reported. Errors: CorruptArtifact when it is gone, changed since, or lies in another store."""
+    """The artifact that an earlier stage reported. Errors: CorruptArtifactError when it is gone, changed since, or lies
+    in another store."""
     prefix = ref.uri.removeprefix(store.uri + "/")
     if prefix == ref.uri or path_problem(prefix):
-        raise CorruptArtifact(f"artifact {ref.name} at {ref.uri} does not lie in this run's store {store.uri}")
+        raise CorruptArtifactError(f"artifact {ref.name} at {ref.uri} does not lie in this run's store {store.uri}")
     artifact = open_artifact(store, prefix, cache_dir=cache_dir)
     if artifact is None:
-        raise CorruptArtifact(
-            f"artifact {ref.name} at {ref.uri} is gone: {MANIFEST_NAME} is not there; start the run again under a new name"
+        raise CorruptArtifactError(
+            f"artifact {ref.name} at {ref.uri} is gone: {MANIFEST_NAME} is not there; "
+            "start the run again under a new name"
         )
     if artifact.digest != ref.digest:
-        raise CorruptArtifact(
+        raise CorruptArtifactError(
             f"artifact {ref.name} at {ref.uri} was changed: its digest is {artifact.digest}, not {ref.digest}"
         )
     return artifact
@@ -162,14 +165,14 @@ def publish(
 ) -> Artifact:
     """Makes everything in `folder` an artifact, or returns the one that is there already (a lost race too).
 
-    The folder is handed over: its files may be deleted afterwards but not changed, for the store or this node's cache may hold them under
-    a second name. It stays as it is, so that a publication that failed can be repeated.
+    The folder is handed over: a folder store, or this node's cache of a bucket, takes the files themselves where it can
+    (a second name for the same bytes), and nobody may change them afterwards. So they are gone from `folder` when this
+    returns; after an error they are still there and the publication can be repeated.
     """
     present = open_artifact(store, prefix, cache_dir=cache_dir)
     if present is not None:
         return present
     root = uuid.uuid4().hex[:16]
-    cache = None if store.local_path(prefix) is not None else FileCache(cache_dir)
 
     def move(local: Path) -> FileEntry:
         name = local.relative_to(folder).as_posix()
@@ -178,23 +181,28 @@ def publish(
             raise BadDataError(f"phase {kind} left the file {name!r}, whose name {problem}")
         entry = FileEntry(path=name, size=local.stat().st_size, sha256=sha256_of(local))
         store.upload(local, f"{prefix}/{root}/{name}", owned=True, on_bytes=on_bytes)
-        if cache is not None:
-            cache.adopt(local, entry.sha256)
         return entry
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = in_parallel(move, files, threads=FILES_AT_ONCE)
     manifest = Manifest(kind=kind, key=key, root=root, files=entries, meta=dict(meta))
     store.write(f"{prefix}/{MANIFEST_NAME}", manifest.to_bytes(), if_absent=True)
-    # Read back, whatever the write said: its reply may have been lost and the put repeated, so that we lost a race against ourselves.
+    # Read back, whatever the write said: its reply may have been lost and the put repeated, so that we lost a race
+    # against ourselves.
     winner = open_artifact(store, prefix, cache_dir=cache_dir)
     assert winner is not None, f"{prefix} has no manifest after one was written"
     _sweep(store, prefix, keep=winner.manifest.root, mine=root)
+    if store.local_path(prefix) is None:
+        for local, entry in zip(files, entries, strict=True):
+            FileCache(cache_dir).adopt(local, entry.sha256)
+    for local in files:
+        local.unlink()
     return winner
 
 
 def _sweep(store: Store, prefix: str, *, keep: str, mine: str) -> None:
-    """Removes files that no manifest names: the winner those of writers that were killed or will lose, a loser its own."""
+    """Removes files that no manifest names: the winner those of writers that were killed or will lose, a loser its
+    own."""
     start = prefix if keep == mine else f"{prefix}/{mine}"
     kept = (f"{prefix}/{keep}/", f"{prefix}/{MANIFEST_NAME}")
     try:
@@ -210,11 +218,13 @@ def _parse(store: Store, prefix: str, data: bytes, cache_dir: Path) -> Artifact:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CorruptArtifact(f"the manifest of artifact {uri} does not parse ({first['msg']}); {_REMEDY}") from error
+        raise CorruptArtifactError(
+            f"the manifest of artifact {uri} does not parse ({first['msg']}); {_REMEDY}"
+        ) from error
     for path in [*([manifest.root] if manifest.root else []), *(entry.path for entry in manifest.files)]:
         problem = path_problem(path)
         if problem:
-            raise CorruptArtifact(f"the manifest of artifact {uri} names the file {path!r}, which {problem}")
+            raise CorruptArtifactError(f"the manifest of artifact {uri} names the file {path!r}, which {problem}")
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     return Artifact(store=store, prefix=prefix, manifest=manifest, digest=digest, cache_dir=cache_dir)
 

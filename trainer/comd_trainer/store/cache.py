@@ -1,4 +1,5 @@
-"""A node's copies of what lies in a bucket: each file once, named by its SHA-256, shared by ranks, phases and attempts."""
+"""A node's copies of what lies in a bucket: each file once, named by its SHA-256, shared by ranks, phases and
+attempts."""
 
 import fcntl
 import os
@@ -16,7 +17,8 @@ CACHE_FIELD = "the trainer's cache folder"
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` against threads and processes of this machine. The kernel gives it back when its holder dies."""
+    """Holds the lock file `path` against threads and processes of this machine. The kernel gives it back when its
+    holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -33,8 +35,9 @@ class FileCache:
         return self._folder / "trees" / name
 
     def get(self, sha256: str, *, tree: str, path: str, fetch: Callable[[Path], None]) -> Path:
-        """The file with this content as `path` of a tree; `fetch(local)` brings it if it is not here. Ranks that want the same file wait
-        for the first instead of fetching it again. Errors: `WrongContent` when what was fetched has another digest."""
+        """The file with this content as `path` of a tree; `fetch(local)` brings it if it is not here. Ranks that want
+        the same file wait for the first instead of fetching it again. Errors: `WrongContentError` when what was fetched
+        has another digest."""
         named = self.tree(tree) / path
         with local_errors(named, field=CACHE_FIELD):
             if not named.exists():
@@ -46,8 +49,8 @@ class FileCache:
         return named
 
     def adopt(self, local: Path, sha256: str) -> None:
-        """Keeps a file that has just been uploaded, so that this node need not download it. The caller hands it over: it may be deleted,
-        but not changed. A cache on another file system stays as it is."""
+        """Keeps a file that has just been uploaded, so that this node need not download it. The caller hands it over:
+        it may be deleted, but not changed. A cache on another file system stays as it is."""
         status = local.lstat()
         blob = self._folder / "blobs" / sha256
         if local.is_symlink() or status.st_nlink > 1 or blob.exists():
@@ -68,18 +71,15 @@ class FileCache:
             fetch(partial)
             found = sha256_of(partial)
             if found != sha256:
-                raise WrongContent(found)
+                raise WrongContentError(f"its SHA-256 is {found}")
             _flush(partial)  # the name vouches for the content, after a crash of the node as well
             os.replace(partial, blob)
         finally:
             shutil.rmtree(attempt, ignore_errors=True)
 
 
-class WrongContent(Exception):
+class WrongContentError(Exception):
     """Bytes that have another digest than was asked for."""
-
-    def __init__(self, found: str) -> None:
-        super().__init__(f"SHA-256 is {found}")
 
 
 def _link(source: Path, target: Path) -> None:

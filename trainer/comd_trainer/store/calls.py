@@ -1,7 +1,8 @@
-"""A content-addressed cache of model calls: what a model answered once is never asked again, by any run that shares the prefix.
+"""A content-addressed cache of model calls: what a model answered once is never asked again, by any run that shares the
+prefix.
 
-Each `append` writes one immutable shard of JSON Lines, named by the SHA-256 of its bytes, so that any number of ranks and runs may write
-at once and a torn shard is recognised by its name.
+Each `append` writes one immutable shard of JSON Lines, named by the SHA-256 of its bytes, so that any number of ranks
+and runs may write at once and a torn shard is recognised by its name.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from comd_trainer.store.hashing import in_parallel
-from comd_trainer.store.stores import Store
+from comd_trainer.store.stores import DamagedError, Store
 
 SHARDS_AT_ONCE = 16
 _SHARD = re.compile(r"(?:^|/)([0-9a-f]{64})\.jsonl$")
@@ -28,8 +29,9 @@ class CallCache:
         self._prefix = prefix
 
     def load(self, keys: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Replies by key; of all keys, or of those asked for that are there. Where two writers answered the same call at the same time,
-        every reader takes the same one of the two. Shards that are torn are named in the log and left out: their calls are made again."""
+        """Replies by key; of all keys, or of those asked for that are there. Where two writers answered the same call
+        at the same time, every reader takes the same one of the two. Shards that are torn are named in the log and left
+        out: their calls are made again."""
         wanted = None if keys is None else set(keys)
         if wanted is not None and not wanted:
             return {}
@@ -41,8 +43,8 @@ class CallCache:
         return replies
 
     def append(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """Keeps replies by the hex key of their call. Once it returns they outlive this process; one call per minute or so of work, and
-        not per row, keeps shards few."""
+        """Keeps replies by the hex key of their call. Once it returns they outlive this process; one call per minute or
+        so of work, and not per row, keeps shards few."""
         lines = [_line(key, reply) for key, reply in rows]
         if not lines:
             return
@@ -59,6 +61,8 @@ class CallCache:
         except FileNotFoundError:
             log.warning("shard %s was deleted while it was read", self._store.uri_of(path))
             return {}
+        except DamagedError:
+            data = b""
         if hashlib.sha256(data).hexdigest() != match[1]:
             log.warning("shard %s is damaged and left out; its calls are made again", self._store.uri_of(path))
             return {}

@@ -21,7 +21,8 @@ def explain_local(error: OSError, *, path: Path, field: str) -> ComdError | None
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         return TryAgainError(
-            f"{field}: no space is left for {path} ({reason}); free some, the next attempt goes on from what was finished"
+            f"{field}: no space is left for {path} ({reason}); "
+            "free some, the next attempt goes on from what was finished"
         )
     if error.errno in _DENIED:
         return UserError(

@@ -5,12 +5,11 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from comd_api.exit_codes import UserError
-
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked
 
@@ -19,10 +18,12 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 class FileStore:
-    """Each file is written under another name, flushed to disk, then given its name, so that no reader ever sees a part of one."""
+    """Each file is written under another name, flushed to disk, then given its name, so that no reader ever sees a part
+    of one."""
 
     def __init__(self, uri: str, *, field: str = STORAGE_FIELD) -> None:
-        """`uri`: `file:///absolute/folder`, percent-encoded where need be (RFC 8089). The folder is made by the first write."""
+        """`uri`: `file:///absolute/folder`, percent-encoded where need be (RFC 8089). The folder is made by the first
+        write."""
         path = uri.removeprefix("file://")
         if not uri.startswith("file:///"):
             raise UserError(f"{field}: {uri!r} is no store; write s3://bucket/prefix or file:///absolute/folder")
@@ -116,7 +117,8 @@ class FileStore:
         return True
 
     def _name(self, temporary: Path, target: Path) -> bool:
-        """Gives a finished file its name unless that is taken. `link` is the one call that does both at once, over NFS as well."""
+        """Gives a finished file its name unless that is taken. `link` is the one call that does both at once, over NFS
+        as well."""
         try:
             os.link(temporary, target)
         except FileExistsError:
@@ -130,7 +132,7 @@ class FileStore:
             ) from error
         return True
 
-    def _stat_all(self, folder: Path, names: list[str]) -> Iterator[StoredFile]:
+    def _stat_all(self, folder: Path, names: Sequence[str]) -> Iterator[StoredFile]:
         for name in names:
             if name.startswith(_TEMPORARY):
                 continue

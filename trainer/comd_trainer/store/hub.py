@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import httpx
+
 from comd_api.exit_codes import TryAgainError, UserError
 
 _PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
@@ -26,7 +27,8 @@ class HubSource:
 
 
 def parse(source: str, *, field: str) -> HubSource:
-    """`hf://[datasets/]owner/name[@revision][/path]`, as huggingface_hub's own file system writes it (`/` in a revision as `%2F`)."""
+    """`hf://[datasets/]owner/name[@revision][/path]`, as huggingface_hub's own file system writes it (`/` in a revision
+    as `%2F`)."""
     rest = source.removeprefix("hf://")
     kind = "dataset" if rest.startswith("datasets/") else "model"
     owner, _, rest = rest.removeprefix("datasets/").partition("/")

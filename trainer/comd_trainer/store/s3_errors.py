@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 import botocore.exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
-from comd_api.exit_codes import ComdError, TryAgainError, UserError
 from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import HTTPError
+
+from comd_api.exit_codes import ComdError, TryAgainError, UserError
+from comd_trainer.store.stores import DamagedError
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _TAKEN = {"PreconditionFailed", "412"}
@@ -46,7 +48,14 @@ _BUSY = {
     "OperationAborted",
 }
 _NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError, boto.ProfileNotFound)
-_AWAY = (boto.HTTPClientError, boto.CredentialRetrievalError, boto.IncompleteReadError, RetriesExceededError, HTTPError)
+_AWAY = (
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.CredentialRetrievalError,
+    boto.IncompleteReadError,
+    RetriesExceededError,
+    HTTPError,
+)
 
 
 def code_of(error: ClientError) -> str:
@@ -73,12 +82,15 @@ def explain_s3(error: Exception, *, uri: str, field: str) -> ComdError | None:
         )
     if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return UserError(
-            f"{field}: the certificate of {uri}'s endpoint is not trusted here ({error}); set AWS_CA_BUNDLE to its authority"
+            f"{field}: the certificate of {uri}'s endpoint is not trusted here ({error}); "
+            "set AWS_CA_BUNDLE to its authority"
         )
     if isinstance(error, boto.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
         return UserError(
             f"{field}: the endpoint of {uri} does not speak TLS; write spec.storage.s3.endpoint with http://"
         )
+    if isinstance(error, boto.FlexibleChecksumError):
+        return DamagedError(f"{field}: {uri} is damaged ({error})")
     if isinstance(error, _AWAY):
         return TryAgainError(f"{field}: {uri} can't be reached ({error})")
     if isinstance(error, boto.ParamValidationError | boto.NoRegionError | boto.InvalidRegionError):
@@ -101,7 +113,8 @@ def _explain_reply(error: ClientError, *, uri: str, field: str) -> ComdError | N
         )
     if code in _DENIED:
         return UserError(
-            f"{field}: access to {uri} is denied ({detail}); the key needs s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there"
+            f"{field}: access to {uri} is denied ({detail}); "
+            "the key needs s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there"
         )
     if code == "RequestTimeTooSkewed":
         return UserError(
@@ -113,10 +126,15 @@ def _explain_reply(error: ClientError, *, uri: str, field: str) -> ComdError | N
         )
     if code == "NotImplemented":
         return UserError(
-            f"{field}: the service of {uri} lacks something that a store needs, such as conditional writes ({detail}); use another"
+            f"{field}: the service of {uri} lacks something that a store needs, such as conditional writes "
+            f"({detail}); use another"
         )
-    if code in _BUSY or status >= 500:
+    if code in _BUSY or status in (408, 429) or status >= 500:
         return TryAgainError(f"{field}: {uri} does not serve requests at the moment ({detail})")
+    if 400 <= status < 500:  # services have codes of their own; none of these gets better by itself
+        return UserError(
+            f"{field}: requests are refused for {uri} ({detail}); correct spec.storage or the S3 credentials"
+        )
     return None
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from comd_api.exit_codes import UserError
-from comd_api.run import S3Options
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 from urllib3.exceptions import HTTPError
 
+from comd_api.exit_codes import UserError
+from comd_api.run import S3Options
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.s3_errors import is_missing, is_taken, s3_errors
 from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 ATTEMPTS = 5
-"""Tries of one request (environment: AWS_MAX_ATTEMPTS). Waits between them grow to some ten seconds together; longer outages are for
-exit code 75 and the operator's backoff."""
+"""Tries of one request (environment: AWS_MAX_ATTEMPTS). Waits between them grow to some ten seconds together; longer
+outages are for exit code 75 and the operator's backoff."""
 BODY_ATTEMPTS = 3
-"""Tries of a small read whose body broke off, which botocore does not repeat."""
+"""Tries of a read whose body broke off or does not fit its checksum, which botocore does not repeat."""
 PART_BYTES = 8 << 20
-"""Files above this travel in parts; AWS's guide advises ranges of 8 to 16 MB. s3transfer enlarges it for files of more than 10,000 parts."""
+"""Files above this travel in parts; AWS's guide advises ranges of 8 to 16 MB. s3transfer enlarges it for files of more
+than 10,000 parts."""
 THREADS = 16
 
 
@@ -74,7 +75,8 @@ class S3Store:
                         yield self._stored_file(entry["Key"], size=entry["Size"], etag=entry["ETag"])
 
     def stat(self, path: str) -> StoredFile | None:
-        # By listing: a HEAD can't tell a missing bucket or a wrong key from a missing object. The shortest key with this prefix comes first.
+        # By listing: a HEAD can't tell a missing bucket or a wrong key from a missing object. The shortest key with
+        # this prefix comes first.
         key = self._key(path)
         with s3_errors(uri=self.uri_of(path), field=self._field):
             found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1).get("Contents", [])
@@ -122,8 +124,7 @@ class S3Store:
         with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
             local.parent.mkdir(parents=True, exist_ok=True)
             try:
-                # Into another name first, which s3transfer does by itself.
-                self._transfers.download(self._bucket, key, str(local), subscribers=_subscribers(on_bytes)).result()
+                self._download(key, local, on_bytes)
             except ClientError as error:
                 if is_missing(error):
                     self.stat(path)  # says so when it is the bucket that is missing
@@ -133,6 +134,16 @@ class S3Store:
         key = self._key(path)
         with s3_errors(uri=self.uri_of(path), field=self._field):
             self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def _download(self, key: str, local: Path, on_bytes: OnBytes | None) -> None:
+        for attempt in range(BODY_ATTEMPTS):
+            try:
+                # Into another name first, which s3transfer does by itself.
+                self._transfers.download(self._bucket, key, str(local), subscribers=_subscribers(on_bytes)).result()
+                return
+            except FlexibleChecksumError:
+                if attempt == BODY_ATTEMPTS - 1:  # not hurt on the way: it lies there so
+                    raise
 
     def _key(self, path: str) -> str:
         return self._key_prefix + checked(path, field=self._field)

@@ -4,7 +4,6 @@ A source that is the prefix of an artifact (a student of another run, say) stand
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from urllib.parse import unquote
 
 from comd_api.exit_codes import UserError
 from comd_api.run import Storage
-
 from comd_trainer.store import hub
-from comd_trainer.store.artifacts import Artifact, CorruptArtifact, open_artifact
+from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact
 from comd_trainer.store.cache import CACHE_FIELD, locked
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.hashing import fold, in_parallel, sha256_of
@@ -34,7 +32,8 @@ class Sources:
     """Where files of a bucket are kept on this machine."""
 
     def file(self, source: str, *, field: str = "spec", on_bytes: OnBytes | None = None) -> Path:
-        """The file itself, or a copy. `field` is what errors blame. Errors: UserError when it is not there or is a folder."""
+        """The file itself, or a copy. `field` is what errors blame. Errors: UserError when it is not there or is a
+        folder."""
         local = self._local(source, field=field)
         if local is not None:
             if local.is_dir():
@@ -52,7 +51,8 @@ class Sources:
         return self._bring(store, [found], top=path.rpartition("/")[0], on_bytes=on_bytes) / Path(path).name
 
     def folder(self, source: str, *, field: str = "spec", on_bytes: OnBytes | None = None) -> Path:
-        """The folder itself, or a copy of all of it; not to be written to. Errors: UserError when it is not there or is a file."""
+        """The folder itself, or a copy of all of it; not to be written to. Errors: UserError when it is not there or is
+        a file."""
         artifact = self._artifact(source, field=field)
         if artifact is not None:
             return artifact.folder(on_bytes=on_bytes)
@@ -75,8 +75,8 @@ class Sources:
         return self._bring(store, files, top=path, on_bytes=on_bytes)
 
     def fingerprint(self, source: str, *, field: str = "spec") -> str:
-        """Changes when the content does, `sha256:…`. Local files: names and contents, wherever they lie. A bucket's: names, sizes and
-        ETags, for reading them all would take hours. The hub's: the commit."""
+        """Changes when the content does, `sha256:…`. Local files: names and contents, wherever they lie. A bucket's:
+        names, sizes and ETags, for reading them all would take hours. The hub's: the commit."""
         if source.startswith("hf://"):
             return fold([("hub", hub.commit_of(source, field=field), hub.parse(source, field=field).path)])
         artifact = self._artifact(source, field=field)
@@ -133,12 +133,12 @@ class Sources:
             store, path = self._remote(source, field=field)
         try:
             return open_artifact(store, path, cache_dir=self.cache_dir)
-        except CorruptArtifact:
+        except CorruptArtifactError:
             return None  # some other program's manifest.json
 
     def _bring(self, store: Store, files: list[StoredFile], *, top: str, on_bytes: OnBytes | None) -> Path:
-        """A local copy of `files`, named below `top`, in a folder that is named by what it holds. Ranks wait for the first that wants it;
-        after an interruption the files that had arrived are kept."""
+        """A local copy of `files`, named below `top`, in a folder that is named by what it holds. Ranks wait for the
+        first that wants it; after an interruption the files that had arrived are kept."""
         name = _fingerprint_listed(files, top=store.uri_of(top)).removeprefix("sha256:")
         done = self.cache_dir / "sources" / name
         partial = self.cache_dir / "partial" / name
@@ -162,7 +162,10 @@ class Sources:
         return done
 
 
-_RIGHT = "write s3://bucket/path, file:///absolute/path, hf://owner/name[@revision], or a path below spec.storage.uri that exists"
+_RIGHT = (
+    "write s3://bucket/path, file:///absolute/path, hf://owner/name[@revision], or a path below spec.storage.uri "
+    "that exists"
+)
 
 
 def _inside(source: str, *, field: str) -> str:

@@ -1,6 +1,7 @@
 """Where artifacts live: a folder (`file://`) or a bucket (`s3://`), behind one small interface.
 
-A path is relative to the store's URI, uses `/`, and has no `.`, `..` or empty part. A prefix is a path that is taken as a folder.
+A path is relative to the store's URI, uses `/`, and has no `.`, `..` or empty part. A prefix is a path that is taken as
+a folder.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from comd_api.exit_codes import UserError
+from comd_api.exit_codes import BadDataError, UserError
 from comd_api.run import S3Options
 
 STORAGE_FIELD = "spec.storage.uri"
@@ -27,11 +28,16 @@ class StoredFile:
     """Changes when the content does; not a digest of it."""
 
 
+class DamagedError(BadDataError):
+    """What a store gives back is not what it was given."""
+
+
 class Store(Protocol):
     """Files below one URI.
 
-    All methods may be called from several threads. Errors: `FileNotFoundError` for a path that is not there, `UserError` for a bucket,
-    right or key that is wrong, `TryAgainError` for a store that is away or full.
+    All methods may be called from several threads. Errors: `FileNotFoundError` for a path that is not there,
+    `UserError` for a bucket, right or key that is wrong, `TryAgainError` for a store that is away or full,
+    `DamagedError` for bytes that a service's own checksum does not fit.
     """
 
     @property
@@ -56,12 +62,14 @@ class Store(Protocol):
     def read(self, path: str) -> bytes: ...
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """Whole or not at all. With `if_absent` False is returned, and nothing changed, when the path is taken. After a lost reply the
-        path may be taken by this very call: compare the content before believing that somebody else was first."""
+        """Whole or not at all. With `if_absent` False is returned, and nothing changed, when the path is taken. After a
+        lost reply the path may be taken by this very call: compare the content before believing that somebody else was
+        first."""
         ...
 
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
-        """Whole or not at all. `owned`: the caller will not change `local` any more, so that a folder may link it instead of copying."""
+        """Whole or not at all. `owned`: the caller will not change `local` any more, so that a folder may link it
+        instead of copying."""
         ...
 
     def download(self, path: str, local: Path, *, on_bytes: OnBytes | None = None) -> None:

@@ -1,0 +1,105 @@
+"""The command `comd`.
+
+Exit codes: 0 done; 64 the manifest or the command line is wrong; 65 the data is; 75 interrupted or suspended, run it
+again to go on; 1 the run failed for another reason.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NoReturn
+
+from comd_api.exit_codes import ComdError, ExitCode
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(ExitCode.USER_ERROR)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code. A ComdError is a sentence on stderr, never a traceback."""
+    arguments = parser().parse_args(argv)
+    try:
+        return _dispatch(arguments)
+    except ComdError as error:
+        for line in str(error).splitlines():
+            print(f"comd: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return ExitCode.DONE
+    except KeyboardInterrupt:
+        return ExitCode.TRY_AGAIN
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="comd", description="Competitive multi-modal distillation.")
+    top.add_argument("--version", action="version", version=f"comd {_version()}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,plan,validate}", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="run a manifest on this machine; run it again to go on where it stopped")
+    run.add_argument("file", type=Path, help="YAML file with one DistillationRun")
+    run.add_argument("--work-dir", type=Path, help="folder for status, logs and artifacts (default: runs/NAME)")
+    run.add_argument(
+        "--storage",
+        metavar="URI",
+        help="where artifacts live and relative sources start: s3://…, file:///…, a folder, or `manifest` for the "
+        "manifest's own "
+        "(default: the folder store in the work dir)",
+    )
+    run.add_argument("--quiet", action="store_true", help="only warnings and the tables at the end")
+
+    plan = commands.add_parser("plan", help="show stages, phases, inputs and outputs without running anything")
+    plan.add_argument("file", type=Path, help="YAML file with one DistillationRun")
+    plan.add_argument(
+        "--storage", metavar="URI", help="as of `run`; rows are counted where the files are on this machine"
+    )
+
+    validate = commands.add_parser("validate", help="check manifests as the API server would")
+    validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
+
+    crds = commands.add_parser("crds")
+    crds.add_argument("--out", type=Path, default=Path("crds"))
+    return top
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    """Modules are imported by the command that needs them: `comd validate` starts without rich, `comd plan` without
+    subprocess."""
+    match arguments.command:
+        case "run":
+            from comd_operator.cli.run import run_command
+
+            return run_command(
+                arguments.file, work_dir=arguments.work_dir, storage=arguments.storage, quiet=arguments.quiet
+            )
+        case "plan":
+            from comd_operator.cli.plan import plan_command
+
+            return plan_command(arguments.file, storage=arguments.storage)
+        case "validate":
+            from comd_operator.cli.validate import validate_command
+
+            return validate_command(arguments.files)
+        case _:
+            from comd_operator.cli.crds import write_crds
+
+            for path in write_crds(arguments.out):
+                print(path)
+            return ExitCode.DONE
+
+
+def _version() -> str:
+    try:
+        return version("comd")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""`--storage`: which store a local command means."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from comd_api.exit_codes import UserError
+from comd_api.run import RunSpec, Storage
+
+
+def choose_storage(spec: RunSpec, option: str | None, *, default: Path) -> Storage:
+    """The storage that a run uses on this machine. `option` as the user typed it; without one the folder `default`."""
+    if option is None:
+        return Storage(uri=folder_uri(default))
+    if option == "manifest":
+        if spec.storage is None:
+            raise UserError("--storage manifest: the manifest has no spec.storage; set it, or name a store here")
+        return spec.storage
+    try:
+        if "://" in option:
+            return Storage(uri=option) if spec.storage is None else spec.storage.replace(uri=Storage(uri=option).uri)
+        return Storage(uri=folder_uri(Path(option)))
+    except ValidationError:
+        raise UserError(
+            f"--storage {option}: right would be s3://BUCKET/PREFIX, file:///FOLDER, a folder, or manifest"
+        ) from None
+
+
+def folder_uri(folder: Path) -> str:
+    return f"file://{folder.absolute()}"

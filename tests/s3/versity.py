@@ -1,0 +1,125 @@
+"""A real S3 server for tests: versitygw over a folder. It checks signatures, honours conditional puts and does
+multipart uploads.
+
+The binary is the one on PATH or in the folder COMD_TEST_BIN; else it is built from the `go.mod` beside this file and
+kept in `~/.cache/comd/bin/`, named by the digest of `go.sum`, so that a fresh clone does not build it again.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+
+HERE = Path(__file__).parent
+TOOL = "github.com/versity/versitygw/cmd/versitygw"
+READY_SECONDS = 30.0
+
+
+class NoServerError(Exception):
+    """There is no binary and no Go to build one."""
+
+
+@dataclass(frozen=True)
+class Server:
+    endpoint: str
+    access_key: str
+    secret_key: str
+    folder: Path
+    """Where the objects lie as files: `<bucket>/<key>`."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What boto3 needs to find the credentials, and no others."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def make_bucket(self, name: str) -> None:
+        client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+        client.create_bucket(Bucket=name)
+
+
+def binary() -> Path:
+    """The server's executable, built if need be (about a minute, then never again). Errors: NoServerError."""
+    named = os.environ.get("COMD_TEST_BIN")
+    found = shutil.which("versitygw", path=named) if named else None
+    found = found or shutil.which("versitygw")
+    if found:
+        return Path(found)
+    key = hashlib.sha256((HERE / "go.sum").read_bytes()).hexdigest()[:16]
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comd" / "bin" / key / "versitygw"
+    if not cached.exists():
+        if shutil.which("go") is None:
+            raise NoServerError(
+                "no S3 server: versitygw is neither on PATH nor in COMD_TEST_BIN, and there is no Go to build it"
+            )
+        _build(cached)
+    return cached
+
+
+def _build(target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"versitygw.{os.getpid()}.partial")
+    command = ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(partial), TOOL]
+    subprocess.run(command, cwd=HERE, check=True, env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"})
+    os.replace(partial, target)
+
+
+@contextmanager
+def serve(folder: Path, *, port: int | None = None) -> Iterator[Server]:
+    """Runs a server on 127.0.0.1 that keeps its objects in `folder`, until the block ends."""
+    port = port or free_port()
+    objects, sidecar = folder / "objects", folder / "sidecar"
+    for path in (objects, sidecar):
+        path.mkdir(parents=True, exist_ok=True)
+    server = Server(f"http://127.0.0.1:{port}", "test-key", "test-secret", objects)
+    environment = {**os.environ, "ROOT_ACCESS_KEY": server.access_key, "ROOT_SECRET_KEY": server.secret_key}
+    command = [str(binary()), "--port", f"127.0.0.1:{port}", "posix", "--sidecar", str(sidecar), str(objects)]
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        _wait_until_ready(process, port, log=folder / "server.log")
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, *, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise RuntimeError(f"versitygw did not start:\n{log.read_text()[-2000:]}")

@@ -1,0 +1,155 @@
+"""What holds under every interleaving: hypothesis plays the user, the cluster and the clock."""
+
+from datetime import timedelta
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from comd_api.status import RunStatus
+from comd_operator.decide import Child, decide
+from runs import World, ended, make_run, student_score
+
+EXIT_CLASSES = ("Done", "UserError", "BadData", "TryAgain", "Failed", "OutOfMemory")
+FAR = st.floats(0.0, 2000.0)
+
+RUNS = st.fixed_dictionaries(
+    {
+        "execution": st.sampled_from(["Stage", "Phase"]),
+        "suspendPolicy": st.sampled_from(["Now", "StageEnd"]),
+        "rounds__count": st.integers(1, 3),
+        "retry": st.fixed_dictionaries({"limit": st.integers(0, 3), "backoffSeconds": st.integers(0, 30)}),
+        "activeDeadlineSeconds": st.none() | st.integers(1, 20_000),
+        "stageDeadlineSeconds": st.none() | st.integers(1, 5000),
+    }
+)
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Deleted Jobs linger here as long as hypothesis likes, as they do on a cluster."""
+
+    @initialize(changes=RUNS)
+    def begin(self, changes: dict[str, object]) -> None:
+        self.world = World(make_run(**{**changes, "rounds__earlyStop": {"evaluation": "test", "patience": 1}}))
+        self.going: dict[str, Child] = {}
+        self.before = RunStatus()
+
+    @rule(seconds=FAR)
+    def reconcile(self, seconds: float) -> None:
+        world = self.world
+        world.now += timedelta(seconds=seconds)
+        self.before = world.status
+        observed = [*world.children.values(), *self.going.values()]
+        decision = decide(world.run, observed, world.now)
+        assert len(decision.create) <= 1
+        assert not decision.create or all(child.state != "Running" for child in observed), "at most one live Job"
+        for name in decision.delete:
+            child = world.children.pop(name, None)
+            if child is not None:
+                self.going[name] = child
+        for job in decision.create:
+            assert job.name not in world.children
+            world.jobs.append(job)
+            world.children[job.name] = Child(
+                name=job.name, stage=job.stage, attempt=job.attempt, job_index=job.job_index, state="Running"
+            )
+        world.run = world.run.replace(status=decision.status)
+        self.check_step(created=len(decision.create))
+
+    def check_step(self, *, created: int) -> None:
+        before, after = self.before, self.world.status
+        if before.phase in ("Succeeded", "Failed"):
+            assert after.phase == before.phase
+            assert after.stages == before.stages
+            assert created == 0
+        for stage in before.stages:
+            now = after.stage_named(stage.name)
+            assert now is not None
+            assert now.attempt >= stage.attempt
+            assert now.failures >= stage.failures
+            assert now.completed_jobs >= stage.completed_jobs
+            if stage.phase in ("Succeeded", "Failed"):
+                assert now == stage
+
+    @precondition(lambda self: self.world.live)
+    @rule(exit_class=st.sampled_from(EXIT_CLASSES), score=st.sampled_from([0.1, 0.5, 0.9]), data=st.data())
+    def job_ends(self, exit_class: str, score: float, data: st.DataObject) -> None:
+        child = data.draw(st.sampled_from(sorted(self.world.live, key=lambda child: child.name)))
+        job = next(job for job in self.world.jobs if job.name == child.name)
+        scores = [student_score(score)] if exit_class == "Done" else []
+        self.world.children[child.name] = ended(
+            job, exit_class, at=self.world.now, scores=scores  # type: ignore[arg-type]
+        )
+
+    @precondition(lambda self: self.world.children)
+    @rule(data=st.data())
+    def job_vanishes(self, data: st.DataObject) -> None:
+        del self.world.children[data.draw(st.sampled_from(sorted(self.world.children)))]
+
+    @precondition(lambda self: self.going)
+    @rule()
+    def deleted_jobs_are_gone(self) -> None:
+        self.going.clear()
+
+    @rule(suspend=st.booleans())
+    def user_edits(self, suspend: bool) -> None:
+        self.world.change(suspend=suspend)
+
+    @invariant()
+    def at_most_one_live_job(self) -> None:
+        assert len(self.world.live) + len(self.going) <= 1
+
+    @invariant()
+    def nothing_runs_while_suspended_or_ended(self) -> None:
+        if self.world.status.phase in ("Suspended", "Succeeded", "Failed"):
+            assert not self.world.live
+
+    @invariant()
+    def asking_again_changes_nothing(self) -> None:
+        world = self.world
+        children = [*world.children.values(), *self.going.values()]
+        once = decide(world.run, children, world.now)
+        gone = set(once.delete)
+        after = [child for child in children if child.name not in gone]
+        after += [
+            Child(name=job.name, stage=job.stage, attempt=job.attempt, job_index=job.job_index, state="Running")
+            for job in once.create
+        ]
+        twice = decide(world.run.replace(status=once.status), after, world.now)
+        if gone:
+            return
+        assert twice.status == once.status
+        assert not twice.create
+        assert not twice.events
+
+    @invariant()
+    def the_schema_holds_the_status(self) -> None:
+        RunStatus.model_validate(self.world.status.to_wire())
+
+
+Interleavings.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestInterleavings = Interleavings.TestCase
+
+
+@settings(max_examples=80, deadline=None)
+@given(changes=RUNS, ends=st.lists(st.sampled_from(EXIT_CLASSES), max_size=40))
+def test_every_run_ends(changes: dict[str, object], ends: list[str]) -> None:
+    """Whatever fails: once preemptions stop coming, the run comes to an end, having asked for every Job at most once."""
+    world = World(make_run(**changes))
+    script = iter(ends)
+    for _ in range(400):
+        decision = world.step()
+        if world.status.phase in ("Succeeded", "Failed"):
+            break
+        if world.live:
+            world.end(next(script, "Done"), after=5.0)  # type: ignore[arg-type]
+        else:
+            assert decision.requeue_after is not None or decision.create, "somebody must look again"
+            world.step(seconds=(decision.requeue_after or 0.0))
+    assert world.status.phase in ("Succeeded", "Failed")
+    assert not world.live
+    names = [job.name for job in world.jobs]
+    assert len(names) == len(set(names))
+    assert all(stage.failures <= world.run.spec.retry.limit + 1 for stage in world.status.stages)

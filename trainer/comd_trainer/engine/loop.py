@@ -1,0 +1,234 @@
+"""The training loop: DeepSpeed's engine driven directly, from batch to checkpoint on one screen."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from comd_api.exit_codes import BadDataError
+from comd_api.recipe import Training
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from PIL.Image import Image
+
+from comd_trainer.context import PhaseContext, Preempted
+from comd_trainer.data.seeds import derive
+from comd_trainer.engine.batches import Collator, Example, MicroBatch, check_share
+from comd_trainer.engine.checkpoint import Checkpoints, TrainState
+from comd_trainer.engine.deepspeed_config import deepspeed_config, num_micro_batches
+from comd_trainer.engine.loss import num_supervised, summed_loss, takes_logits_to_keep
+from comd_trainer.engine.order import Order, micro_batches
+from comd_trainer.engine.schedule import learning_rate
+from comd_trainer.models.load import LoadedModel
+from comd_trainer.models.prompts import to_device
+
+log = logging.getLogger(__name__)
+
+LOG_SECONDS = 10.0
+"""Between two log lines. Progress is reported at every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Numbers of one training phase; `training` gives those that all phases share."""
+
+    training: Training
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    max_steps: int | None
+    seed: int
+    max_bad_row_fraction: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    engine: Any
+    """DeepSpeed's, with the trained weights (partitioned with ZeRO-3)."""
+    state: TrainState
+    """`dropped` is of all ranks."""
+
+
+def train(
+    ctx: PhaseContext,
+    *,
+    loaded: LoadedModel,
+    parameters: Sequence[tuple[str, torch.nn.Parameter]],
+    examples: Sequence[Example],
+    open_image: Callable[[str], Image],
+    plan: Plan,
+) -> Outcome:
+    """Trains `parameters` of `loaded.model` on `examples`, in all ranks together, from the last checkpoint where there is one.
+
+    Raises Preempted after saving when any rank was asked to stop; BadDataError when the loss is no longer finite (weights are
+    not stepped, the rows are named) or when too many rows can't be used.
+    """
+    training = plan.training
+    order = Order(num_rows=len(examples), batch_size=plan.batch_size, seed=plan.seed)
+    num_steps = order.num_steps(epochs=plan.epochs, max_steps=plan.max_steps)
+    num_micro = num_micro_batches(batch_size=plan.batch_size, micro_batch_size=training.micro_batch_size, world_size=ctx.world_size)
+    collate = Collator(loaded=loaded, open_image=open_image, max_length=training.max_length)
+    keeps_logits = takes_logits_to_keep(loaded.model)
+    torch.manual_seed(derive(plan.seed, "dropout", ctx.rank))
+    engine = start_engine(ctx, loaded, parameters, plan)
+    checkpoints = Checkpoints(ctx)
+    state = checkpoints.resume(engine)
+    ctx.progress.start(total=num_steps, unit="steps", done=state.step)
+    report = Report(ctx, num_steps=num_steps, num_tokens=state.num_tokens)
+
+    while state.step < num_steps:
+        rows = order.batch(state.step)
+        mine = micro_batches(
+            rows, rank=ctx.rank, world_size=ctx.world_size, micro_batch_size=training.micro_batch_size, num_micro=num_micro
+        )
+        batches = [collate([examples[row] for row in micro]) for micro in mine]
+        num_tokens, num_dropped, stops = summed(
+            engine.device,
+            sum(num_supervised(batch.inputs) for batch in batches),
+            sum(len(batch.dropped) for batch in batches),
+            int(ctx.stop_asked()),
+        )
+        if stops:
+            checkpoints.save(engine, state)
+            raise Preempted(f"stopped by request after step {state.step} of {num_steps}; the next attempt goes on from there")
+
+        rate = learning_rate(
+            state.step,
+            num_steps=num_steps,
+            peak=plan.learning_rate,
+            scheduler=training.scheduler,
+            warmup_ratio=training.warmup_ratio,
+            min_ratio=training.min_learning_rate_ratio,
+        )
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        sums = []
+        for number, batch in enumerate(batches, start=1):
+            inputs = to_device(batch.inputs, device=engine.device, dtype=loaded.model.dtype)
+            loss_sum = summed_loss(engine, inputs, keeps_logits=keeps_logits)
+            # DeepSpeed averages gradients over the ranks; the loss is a mean over the tokens of all of them.
+            engine.backward(loss_sum * (ctx.world_size / max(1, num_tokens)), scale_wrt_gas=False)
+            sums.append(loss_sum.detach())
+            if number == num_micro:
+                loss = summed(engine.device, float(torch.stack(sums).sum()))[0] / max(1, num_tokens)
+                refuse_non_finite("loss", loss, step=state.step, batches=batches, sums=sums)
+                plain_norm = gradient_norm(parameters) if engine.optimizer is engine.basic_optimizer else None
+            engine.step()
+        grad_norm = plain_norm if plain_norm is not None else float(engine.get_global_grad_norm() or 0.0)
+        if training.precision != "fp16":  # There an overflow is expected: DeepSpeed skips the step and scales the loss down.
+            refuse_non_finite("gradient norm", grad_norm, step=state.step, batches=batches, sums=sums)
+
+        state.step += 1
+        state.losses.append(loss)
+        state.num_tokens += int(num_tokens)
+        state.num_dropped += int(num_dropped)
+        for batch in batches:
+            state.dropped.update(batch.dropped)
+        check_share(
+            num_dropped=state.num_dropped,
+            num_seen=order.num_seen(state.step),
+            num_rows=order.num_rows,
+            max_fraction=plan.max_bad_row_fraction,
+            reasons=state.dropped,
+        )
+        report(state, loss=loss, rate=rate, grad_norm=grad_norm)
+        if state.step % training.checkpoint_steps == 0 and state.step < num_steps:
+            checkpoints.save(engine, state)
+
+    state.dropped = merged(state.dropped)
+    return Outcome(engine=engine, state=state)
+
+
+def start_engine(
+    ctx: PhaseContext, loaded: LoadedModel, parameters: Sequence[tuple[str, torch.nn.Parameter]], plan: Plan
+) -> Any:
+    """DeepSpeed's engine around the model, in training mode. Only `parameters` learn; matrices alone are decayed."""
+    training = plan.training
+    # Else DeepSpeed compiles a shared-memory operation on CPUs at every first start: half a minute, for nothing that gloo lacks.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if training.gradient_checkpointing:
+        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    groups = [
+        {"params": [value for _, value in parameters if value.dim() >= 2], "weight_decay": training.weight_decay},
+        {"params": [value for _, value in parameters if value.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=0.0,  # Set at each step; until then DeepSpeed steps on zero gradients to allocate the state, which must decay nothing.
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=1e-8,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=loaded.model,
+        optimizer=optimizer,
+        config=deepspeed_config(training, batch_size=plan.batch_size, world_size=ctx.world_size),
+        dist_init_required=False,
+    )
+    if isinstance(engine.optimizer, FP16_UnfusedOptimizer):
+        # Stage 0 in half precision keeps what that step counted, and Adam's first updates would be a quarter too small.
+        engine.basic_optimizer.state.clear()
+    engine.train()
+    return engine
+
+
+def gradient_norm(parameters: Sequence[tuple[str, torch.nn.Parameter]]) -> float:
+    """Of the gradients as they are before clipping, for DeepSpeed's one mode that does not tell it (stage 0 in fp32)."""
+    squares = [value.grad.double().square().sum() for _, value in parameters if value.grad is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def summed(device: torch.device, *values: float) -> list[float]:
+    """Sums over all ranks, in one collective. Exact for counts up to 2**53."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def merged(dropped: dict[str, str]) -> dict[str, str]:
+    """What all ranks dropped, sorted by id."""
+    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, dropped)
+    return dict(sorted((row, reason) for part in parts for row, reason in part.items()))
+
+
+def refuse_non_finite(
+    what: str, value: float, *, step: int, batches: Sequence[MicroBatch], sums: Sequence[torch.Tensor]
+) -> None:
+    """Collective when `value`, equal on all ranks, is not finite: names the rows whose loss is not, else all of the batch."""
+    if math.isfinite(value):
+        return
+    bad = [row for batch, part in zip(batches, sums, strict=True) if not math.isfinite(float(part)) for row in batch.rows]
+    named = merged(dict.fromkeys(bad, "")) or merged(dict.fromkeys((row for batch in batches for row in batch.rows), ""))
+    listed = ", ".join(list(named)[:8]) + (" …" if len(named) > 8 else "")
+    raise BadDataError(
+        f"the {what} of step {step + 1} is {value}; rows of that step: {listed}; look at these rows, or lower the learning rate"
+    )
+
+
+class Report:
+    """Says how training goes: metrics at every step, a log line now and then. Rank 0 alone."""
+
+    def __init__(self, ctx: PhaseContext, *, num_steps: int, num_tokens: int) -> None:
+        self._ctx, self._num_steps = ctx, num_steps
+        self._last_time, self._last_tokens, self._last_log = time.monotonic(), num_tokens, -math.inf
+
+    def __call__(self, state: TrainState, *, loss: float, rate: float, grad_norm: float) -> None:
+        if not self._ctx.is_first:
+            return
+        now = time.monotonic()
+        speed = (state.num_tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_tokens = now, state.num_tokens
+        metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm, "tokens_per_second": speed}
+        self._ctx.progress.update(done=state.step, **metrics)
+        if now - self._last_log >= LOG_SECONDS or state.step == self._num_steps:
+            self._last_log = now
+            log.info(
+                "step %d/%d loss %.4f lr %.2e grad norm %.3f, %.0f supervised tokens/s",
+                state.step, self._num_steps, loss, rate, grad_norm, speed,
+                extra={"step": state.step, **metrics},
+            )  # fmt: skip

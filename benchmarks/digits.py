@@ -81,7 +81,13 @@ def main() -> int:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = [(arm, seed) for seed in seeds for arm in ARMS]
     with ThreadPoolExecutor(arguments.lanes) as pool:
-        results = list(tqdm(pool.map(lambda job: run_arm(*job, arguments.work_dir, arguments.sets), jobs), total=len(jobs), unit="run"))
+        results = list(
+            tqdm(
+                pool.map(lambda job: run_arm(*job, arguments.work_dir, arguments.sets), jobs),
+                total=len(jobs),
+                unit="run",
+            )
+        )
     statuses = dict(zip(jobs, results, strict=True))
     text = report(statuses, seeds=list(seeds), sets=arguments.sets, minutes=(time.monotonic() - started) / 60)
     arguments.out.write_text(text)
@@ -107,10 +113,24 @@ def run_arm(arm: str, seed: int, work_dir: Path, sets: str) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.yaml"
     path.write_text(yaml.safe_dump(manifest, sort_keys=False))
-    command = [sys.executable, "-m", "comd_operator", "run", str(path), "--work-dir", str(folder), "--storage", (work_dir / "store").as_uri()]
-    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "comd_operator",
+        "run",
+        str(path),
+        "--work-dir",
+        str(folder),
+        "--storage",
+        (work_dir / "store").as_uri(),
+    ]
+    done = subprocess.run(
+        [*command, "--quiet"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     if done.returncode != 0:
-        raise SystemExit(f"{arm} with seed {seed} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"{arm} with seed {seed} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     status: Manifest = yaml.safe_load((folder / "status.yaml").read_text())["status"]
     return status
 
@@ -124,7 +144,10 @@ def accuracy(status: Manifest, evaluation: str, *, role: str = "student", stage:
 
 def teacher_answers(status: Manifest) -> int:
     """Asked for over the whole run, whether made or found in the cache that the arms share."""
-    return sum(entry.get("counts", {}).get("teacherAnswersUsed", entry.get("counts", {}).get("train", 0)) for entry in status["stages"])
+    return sum(
+        entry.get("counts", {}).get("teacherAnswersUsed", entry.get("counts", {}).get("train", 0))
+        for entry in status["stages"]
+    )
 
 
 def student_digest(status: Manifest, stage: str) -> str:
@@ -145,8 +168,14 @@ def report(statuses: dict[tuple[str, int], Manifest], *, seeds: list[int], sets:
     for seed in seeds:
         digests = {student_digest(statuses[arm, seed], "pretrain") for arm in ARMS}
         assert len(digests) == 1, f"the arms of seed {seed} did not start from the same student: {digests}"
-    names = [score["evaluation"] for score in next(iter(statuses.values()))["stages"][-1]["scores"] if score["role"] == "student"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    names = [
+        score["evaluation"]
+        for score in next(iter(statuses.values()))["stages"][-1]["scores"]
+        if score["role"] == "student"
+    ]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
+    ).stdout.strip()
     lines = [
         "# Digits: the competition beside its controls",
         "",
@@ -163,10 +192,14 @@ def report(statuses: dict[tuple[str, int], Manifest], *, seeds: list[int], sets:
         for arm in ARMS:
             values = [accuracy(statuses[arm, seed], name) for seed in seeds]
             center, half = mean_interval(values)
-            differences = [value - accuracy(statuses["plain", seed], name) for value, seed in zip(values, seeds, strict=True)]
+            differences = [
+                value - accuracy(statuses["plain", seed], name) for value, seed in zip(values, seeds, strict=True)
+            ]
             gain, gain_half = mean_interval(differences)
             against = "" if arm == "plain" else f"{gain:+.1f} ± {gain_half:.1f}"
-            lines.append(f"| {arm} | {center:.1f} ± {half:.1f} | {against} | {', '.join(f'{value:.1f}' for value in values)} |")
+            lines.append(
+                f"| {arm} | {center:.1f} ± {half:.1f} | {against} | {', '.join(f'{value:.1f}' for value in values)} |"
+            )
         lines.append("")
     lines += skills(statuses, seeds, names[0])
     lines += ["## What was compared", ""]
@@ -184,7 +217,12 @@ def skills(statuses: dict[tuple[str, int], Manifest], seeds: list[int], name: st
         return {group["name"]: 100 * group["value"] for group in score.get("groups", [])}
 
     skill_names = list(groups("plain", seeds[0]))
-    lines = [f"## {name} by skill, mean over seeds", "", "| arm | " + " | ".join(skill_names) + " |", "| --- " * (len(skill_names) + 1) + "|"]
+    lines = [
+        f"## {name} by skill, mean over seeds",
+        "",
+        "| arm | " + " | ".join(skill_names) + " |",
+        "| --- " * (len(skill_names) + 1) + "|",
+    ]
     for arm in ARMS:
         means = [statistics.fmean(groups(arm, seed)[skill] for seed in seeds) for skill in skill_names]
         lines.append(f"| {arm} | " + " | ".join(f"{mean:.0f}" for mean in means) + " |")

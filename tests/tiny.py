@@ -12,11 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comd_api.roles import ComposedStudent, LanguageModel, Projector, VisionTower
-from comd_trainer.data.rows import Turn
-from comd_trainer.models.compose import compose
-from comd_trainer.models.load import LoadedModel, load_model
-from comd_trainer.models.save import save_model
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -27,6 +22,12 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from comd_api.roles import ComposedStudent, LanguageModel, Projector, VisionTower
+from comd_trainer.data.rows import Turn
+from comd_trainer.models.compose import compose
+from comd_trainer.models.load import LoadedModel, load_model
+from comd_trainer.models.save import save_model
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 16
@@ -42,7 +43,11 @@ CHAT_TEMPLATE = (
 )
 """As a text model's template is: content is a string, and it knows nothing of images."""
 
-CORPUS = ("USER: what is the color of this image? ASSISTANT: the image is red", "a photo of a blue square", "yes no 0 1 2 3")
+CORPUS = (
+    "USER: what is the color of this image? ASSISTANT: the image is red",
+    "a photo of a blue square",
+    "yes no 0 1 2 3",
+)
 
 
 def tiny_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
@@ -115,7 +120,9 @@ def save_tiny_language_model(
     return folder
 
 
-def tiny_composed(*, projector: str = "Linear", features: str = "Patch", chat_template: str | None = None) -> ComposedStudent:
+def tiny_composed(
+    *, projector: str = "Linear", features: str = "Patch", chat_template: str | None = None
+) -> ComposedStudent:
     """`spec.student.composed` over the folders `vision` and `language`."""
     return ComposedStudent(
         vision_tower=VisionTower(source="vision", features=features),

@@ -41,7 +41,8 @@ class Data(ApiModel):
     annotations: Source | None = None
     """Captions and object boxes of images, for a judge that can't see and for `augmentor.chat.image: Overlapping`."""
     evaluation: Annotated[list[EvaluationSet], Field(max_length=8)] = Field(
-        default_factory=list, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     max_bad_row_fraction: Fraction = 0.05
     """Rows that can't be used (an image that does not decode, an empty instruction) are dropped, named and counted; a larger

@@ -1,6 +1,6 @@
 """`DistillationRun`: one run, from raw models and data to a finished student."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 

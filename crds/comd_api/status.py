@@ -99,7 +99,8 @@ class StageStatus(ApiModel):
     stop: MessageText | None = None
     """Why no further round makes sense, when the stage found that out (`StageResult.stop`)."""
     artifacts: Annotated[list[ArtifactRef], Field(max_length=4)] = Field(
-        default_factory=list, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     phases: Annotated[list[PhaseTime], Field(max_length=8)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "atomic"}
@@ -140,10 +141,12 @@ class RunStatus(ApiModel):
     student: ArtifactRef | None = None
     """The newest finished student; the run's result when it has succeeded."""
     stages: Annotated[list[StageStatus], Field(max_length=40)] = Field(
-        default_factory=list, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(
-        default_factory=list, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
     def stage_named(self, name: str) -> StageStatus | None:

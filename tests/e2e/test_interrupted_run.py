@@ -29,7 +29,7 @@ def test_killed_in_every_phase(work: Path, finished: Path) -> None:
     try:
         for target in PHASES:
             for _ in range(KILLS_PER_PHASE):
-                if wait_for(work, target, running) == target:
+                if wait_for(work, target) == target:
                     time.sleep(moments.uniform(0.0, 0.8))
                     hit = where(work)
                     if hit is not None and kill_trainer(running.pid):
@@ -50,7 +50,7 @@ def test_stopped_by_ctrl_c_and_continued(work: Path, finished: Path) -> None:
     path = write_manifest(work / "run.yaml", manifest())
     running = start_comd("run", path, "--work-dir", work)
     try:
-        assert wait_for(work, ("round-1", "tune"), running) == ("round-1", "tune")
+        assert wait_for(work, ("round-1", "tune")) == ("round-1", "tune")
         running.send_signal(signal.SIGINT)
         output, _ = running.communicate(timeout=120)
     finally:
@@ -72,9 +72,7 @@ def where(work: Path) -> tuple[str, str] | None:
     return (progress.stage, progress.phase) if progress is not None and progress.phase is not None else None
 
 
-def wait_for(
-    work: Path, target: tuple[str, str], running: "object", *, patience: float = 300
-) -> tuple[str, str] | None:
+def wait_for(work: Path, target: tuple[str, str], *, patience: float = 300) -> tuple[str, str] | None:
     """Until the run is in the phase or beyond it."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:

@@ -57,7 +57,8 @@ def run_ranks(cases: list[Case], *, folder: Path, world_size: int) -> list[int]:
             (folder / case.name / name).mkdir(parents=True, exist_ok=True)
     meeting = folder / f"meeting-{len(list(folder.glob('meeting-*')))}"
     processes = [
-        SPAWN.Process(target=_rank, args=(cases, str(folder), str(meeting), rank, world_size)) for rank in range(world_size)
+        SPAWN.Process(target=_rank, args=(cases, str(folder), str(meeting), rank, world_size))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -85,7 +86,6 @@ def plain(case: Case, name: str) -> Case:
 def rows() -> list[Any]:
     """Rows with answers of unequal length; some without image, and whole micro-batches of them."""
     from comd_trainer.engine.batches import Example
-
     from tiny import ask
 
     def turns(number: int) -> Any:
@@ -125,7 +125,6 @@ def _run(case: Case, folder: Path, rank: int, world_size: int) -> None:
     from comd_trainer.engine.loop import Plan, train
     from comd_trainer.models.freeze import freeze
     from comd_trainer.models.save import save_model
-
     from tiny import load_tiny, tiny_image
 
     home = folder / case.name

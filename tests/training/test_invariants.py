@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import BATCH_SIZE, NUM_ROWS, NUM_STEPS, Case, result, rows, run_ranks, weights
+from safetensors.torch import load
+
 from comd_trainer.data.seeds import derive
 from comd_trainer.engine.batches import Collator
 from comd_trainer.engine.order import Order
 from comd_trainer.engine.schedule import learning_rate
 from comd_trainer.models.freeze import freeze
 from comd_trainer.models.prompts import IGNORED
-from ranks import BATCH_SIZE, NUM_ROWS, NUM_STEPS, Case, result, rows, run_ranks, weights
-from safetensors.torch import load
 from tiny import load_tiny, tiny_image
 
 STAGES = (0, 1, 2, 3)
@@ -63,7 +64,9 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     found = {}
     for world_size, micros in spreads.items():
         cases = [
-            Case(name=f"zero{stage}-{world_size}x{micro}", stage=stage, micro=micro) for stage in STAGES for micro in micros
+            Case(name=f"zero{stage}-{world_size}x{micro}", stage=stage, micro=micro)
+            for stage in STAGES
+            for micro in micros
         ]
         cases += [Case(name=f"checkpointing-{world_size}", stage=3, micro=4, checkpointing=True)]
         assert run_ranks(cases, folder=folder, world_size=world_size) == [0] * world_size
@@ -72,7 +75,9 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     return found
 
 
-def test_every_spread_gives_the_losses_and_weights_of_plain_torch(models: Path, runs: dict[str, dict[str, Any]]) -> None:
+def test_every_spread_gives_the_losses_and_weights_of_plain_torch(
+    models: Path, runs: dict[str, dict[str, Any]]
+) -> None:
     losses, expected = reference(models)
     start = {name: value.detach() for name, value in load_tiny(models / "MLP/llava").model.named_parameters()}
     moved = {name for name in expected if not torch.equal(expected[name], start[name])}

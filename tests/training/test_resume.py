@@ -22,9 +22,7 @@ def test_stopping_at_any_step_and_going_on_changes_nothing(folder: Path) -> None
         )
         for stop in stops
     ]  # fmt: skip
-    whole = {
-        (case.stage, case.precision): plain(case, f"whole-{case.stage}-{case.precision}") for case in stopped
-    }
+    whole = {(case.stage, case.precision): plain(case, f"whole-{case.stage}-{case.precision}") for case in stopped}
     assert run_ranks([*whole.values(), *stopped], folder=folder, world_size=2) == [0, 0]
     for case in stopped:
         assert f"after step {case.stop_at} of {STEPS}" in result(folder, case)["preempted"]
@@ -45,7 +43,9 @@ def test_kill_in_the_middle_of_training(folder: Path, stage: int) -> None:
     codes = run_ranks([killed], folder=folder, world_size=2)
     assert codes[1] == -9
     assert codes[0] != 0
-    assert list((folder / "killed/store").rglob("manifest.json")), "it was killed before its first checkpoint: the test tests nothing"
+    assert list((folder / "killed/store").rglob("manifest.json")), (
+        "it was killed before its first checkpoint: the test tests nothing"
+    )
     assert run_ranks([plain(killed, "killed")], folder=folder, world_size=2) == [0, 0]
     assert finished(folder, plain(killed, "killed")) == finished(folder, whole)
 
@@ -63,7 +63,9 @@ def test_kill_in_the_middle_of_a_checkpoint(folder: Path) -> None:
         assert finished(folder, again) == finished(folder, whole), killed.name
 
 
-def test_older_checkpoints_are_deleted_and_another_world_size_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_older_checkpoints_are_deleted_and_another_world_size_is_refused(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     case = Case(name="run", steps=STEPS, checkpoint_steps=1)
     assert run_ranks([case], folder=folder, world_size=2) == [0, 0]
     kept = result(folder, case)["checkpoints"]

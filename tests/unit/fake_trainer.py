@@ -67,7 +67,10 @@ def hang(progress: Path, stage: str, *, deaf: bool, report: Any) -> None:
 def good_result(config: dict[str, Any]) -> dict[str, Any]:
     """What a stage that ends well reports; its student is a folder in the store."""
     stage, store = config["stage"], Path(config["spec"]["storage"]["uri"].removeprefix("file://"))
-    result: dict[str, Any] = {"exitClass": "Done", "phases": [{"name": name, "seconds": 1.5} for name in config["phases"]]}
+    result: dict[str, Any] = {
+        "exitClass": "Done",
+        "phases": [{"name": name, "seconds": 1.5} for name in config["phases"]],
+    }
     if stage == "preflight":
         return result
     prefix = store / config["run"] / stage / "tune"

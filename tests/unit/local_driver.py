@@ -10,7 +10,9 @@ FAKE_TRAINER = (sys.executable, str(Path(__file__).with_name("fake_trainer.py"))
 
 if __name__ == "__main__":
     try:
-        sys.exit(run_command(Path(sys.argv[1]), work_dir=Path(sys.argv[2]), storage=None, quiet=False, command=FAKE_TRAINER))
+        sys.exit(
+            run_command(Path(sys.argv[1]), work_dir=Path(sys.argv[2]), storage=None, quiet=False, command=FAKE_TRAINER)
+        )
     except ComdError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from comd_api.profile import resolve
 from comd_api.recipe import Decoding
 from comd_api.run import RunSpec
@@ -21,7 +23,6 @@ from comd_trainer.phases import phase_module
 from comd_trainer.store.artifacts import Artifact, publish
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import open_store
-from PIL import Image
 
 Script = Callable[[Request, Decoding], str]
 
@@ -41,9 +42,7 @@ class ScriptedModel:
     def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:
         return [list(requests[start : start + self.batch]) for start in range(0, len(requests), self.batch)]
 
-    def generate(
-        self, requests: Sequence[Request], decoding: Decoding, on_done: Callable[[list[Reply]], None]
-    ) -> None:
+    def generate(self, requests: Sequence[Request], decoding: Decoding, on_done: Callable[[list[Reply]], None]) -> None:
         for batch in self.plan(requests, decoding):
             if self.limit is not None and len(self.asked) + len(batch) > self.limit:
                 raise StoppedError

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from comd_api.exit_codes import BadDataError
 from comd_trainer.data.annotations import read_annotations
 from comd_trainer.data.instructions import Rows, check_share, drop_items, examples, metric_reason, read_rows
@@ -16,12 +17,21 @@ GOOD = {"id": "1", "image": "a.png", "instruction": "What is this?"}
 
 def rows_in(tmp_path: Path, *rows: Any, name: str = "rows.jsonl") -> Rows:
     path = tmp_path / name
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8"
+    )
     return read_rows(path, field="data.seed.instructions", prefix="seed/", origin="seed")
 
 
 def test_a_full_row(tmp_path: Path) -> None:
-    row = {"id": 7, "image": "a/b.png", "instruction": " <image>\nWhich? ", "answer": "B", "group": "NAT", "choices": ["x", "y"]}
+    row = {
+        "id": 7,
+        "image": "a/b.png",
+        "instruction": " <image>\nWhich? ",
+        "answer": "B",
+        "group": "NAT",
+        "choices": ["x", "y"],
+    }
     (item,) = rows_in(tmp_path, row).items
     assert item == Item(
         id="seed/7",
@@ -108,7 +118,9 @@ def test_too_many_bad_rows_name_field_file_and_examples(tmp_path: Path) -> None:
     fine = rows_in(tmp_path, *good, {})
     check_share(fine, field="data.bank", source="bank.jsonl", max_bad_fraction=0.05)
     bad = rows_in(tmp_path, *good[1:], {}, {})
-    with pytest.raises(BadDataError, match=r"data\.bank \(bank\.jsonl\): 2 of 20 rows.*maxBadRowFraction \(0\.05\).*row 19: field id"):
+    with pytest.raises(
+        BadDataError, match=r"data\.bank \(bank\.jsonl\): 2 of 20 rows.*maxBadRowFraction \(0\.05\).*row 19: field id"
+    ):
         check_share(bad, field="data.bank", source="bank.jsonl", max_bad_fraction=0.05)
 
 
@@ -124,7 +136,7 @@ def test_a_file_without_usable_rows_is_refused_whatever_the_fraction(tmp_path: P
 def test_a_row_whose_image_is_bad_counts_once(tmp_path: Path) -> None:
     rows = drop_items(rows_in(tmp_path, CONVERSATION, GOOD), lambda item: "gone" if item.image == "33.jpg" else None)
     assert [item.id for item in rows.items] == ["seed/1"]
-    assert rows.bad == ("row '33': gone",)
+    assert rows.bad == ("row 1: gone",)
 
 
 def test_examples_are_few() -> None:
@@ -143,7 +155,9 @@ def test_examples_are_few() -> None:
         ("ChoiceLikelihood", "A", ["x"], "at least 2 options for ChoiceLikelihood, got 1"),
     ],
 )
-def test_what_a_metric_needs(metric: str, answer: str | None, choices: list[str], why: str | None, tmp_path: Path) -> None:
+def test_what_a_metric_needs(
+    metric: str, answer: str | None, choices: list[str], why: str | None, tmp_path: Path
+) -> None:
     (item,) = rows_in(tmp_path, {**GOOD, "answer": answer, "choices": choices}).items
     found = metric_reason(item, metric)
     assert (found is None) if why is None else (found is not None and why in found)
@@ -180,7 +194,7 @@ def test_bad_annotations_are_refused(row: Any, why: str, tmp_path: Path) -> None
 
 
 def test_seeds_are_stable_and_unlike_each_other() -> None:
-    assert derive(0, "judge", "a", 1) == 1310012338, "a change here changes every run's pools"
+    assert derive(0, "judge", "a", 1) == 1271738408, "a change here changes every run's pools"
     assert rng(7, "x").integers(1000, size=3).tolist() == rng(7, "x").integers(1000, size=3).tolist()
     seeds = {derive(seed, name, number) for seed in range(10) for name in ("a", "b") for number in range(50)}
     assert len(seeds) == 1000

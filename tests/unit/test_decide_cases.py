@@ -3,10 +3,10 @@
 from datetime import timedelta
 
 import pytest
+from runs import START, World, artifact, make_run, running, student_score
 
 from comd_api.run import Retry
 from comd_operator.decide import Child, decide, interrupt
-from runs import START, World, artifact, make_run, running, student_score
 
 
 def condition(world: World, kind: str) -> tuple[str, str]:

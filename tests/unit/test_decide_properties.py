@@ -5,10 +5,10 @@ from datetime import timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from runs import World, ended, make_run, student_score
 
 from comd_api.status import RunStatus
 from comd_operator.decide import Child, decide
-from runs import World, ended, make_run, student_score
 
 EXIT_CLASSES = ("Done", "UserError", "BadData", "TryAgain", "Failed", "OutOfMemory")
 FAR = st.floats(0.0, 2000.0)
@@ -78,7 +78,10 @@ class Interleavings(RuleBasedStateMachine):
         job = next(job for job in self.world.jobs if job.name == child.name)
         scores = [student_score(score)] if exit_class == "Done" else []
         self.world.children[child.name] = ended(
-            job, exit_class, at=self.world.now, scores=scores  # type: ignore[arg-type]
+            job,
+            exit_class,
+            at=self.world.now,
+            scores=scores,  # type: ignore[arg-type]
         )
 
     @precondition(lambda self: self.world.children)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from comd_trainer.data.hygiene import EvaluationData, remove_overlap
 from comd_trainer.data.images import BadImage, ImageFacts, Images, look_at, look_at_all, thumb_vectors
 from comd_trainer.data.rows import Item, Turn
-from PIL import Image
 
 
 def photo(seed: int, side: int = 96) -> Image.Image:
@@ -123,7 +124,5 @@ def test_what_counts_as_overlap(candidate: Item, kind: str | None) -> None:
 def test_templates_of_the_evaluation_sets_are_no_overlap() -> None:
     held_out = [item(f"e{number}", f"{number}.png", f"{LONG} {number}") for number in range(4)]
     facts = facts_for(*(f"{number}.png" for number in range(4)), "other.png")
-    cleaned = remove_overlap(
-        [item("x", "other.png", LONG)], facts=facts, evaluation=EvaluationData(held_out, facts)
-    )
+    cleaned = remove_overlap([item("x", "other.png", LONG)], facts=facts, evaluation=EvaluationData(held_out, facts))
     assert len(cleaned.items) == 1

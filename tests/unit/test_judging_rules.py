@@ -4,6 +4,9 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from comd_api.exit_codes import BadDataError
 from comd_trainer.data.annotations import Annotation
 from comd_trainer.data.rows import Answer, Item, Review, Turn, Verdict
@@ -20,8 +23,6 @@ from comd_trainer.judging.scores import (
     verdict_of,
     verdict_of_reviews,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 SCORES = st.integers(2, 20).map(lambda doubled: doubled / 2)
 
@@ -149,9 +150,7 @@ def test_a_failed_order_never_yields_a_label(
 
 def test_later_attempts_fill_in_what_failed() -> None:
     failed = Review(item="i", order="TS", raw="hm", teacher=None, student=None)
-    verdict = verdict_of_reviews(
-        "i", [failed, *reviews(Scores(9, 1), Scores(8, 2))], threshold=1.0, teacher_floor=1.0
-    )
+    verdict = verdict_of_reviews("i", [failed, *reviews(Scores(9, 1), Scores(8, 2))], threshold=1.0, teacher_floor=1.0)
     assert (verdict.label, verdict.gap, verdict.order_disagreement) == ("hard", 7.0, 2.0)
 
 
@@ -212,7 +211,10 @@ def test_the_prompt_puts_what_is_shared_first() -> None:
 
 
 def verdicts(dropped: int, total: int) -> list[Verdict]:
-    return [Verdict(item=f"{n}", label="dropped" if n < dropped else "easy", gap=None if n < dropped else 0.0) for n in range(total)]
+    return [
+        Verdict(item=f"{n}", label="dropped" if n < dropped else "easy", gap=None if n < dropped else 0.0)
+        for n in range(total)
+    ]
 
 
 def test_drops_up_to_the_limit_are_let_pass() -> None:

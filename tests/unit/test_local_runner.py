@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from rule_examples import manifest
 
 DRIVER = Path(__file__).with_name("local_driver.py")

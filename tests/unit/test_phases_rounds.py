@@ -4,18 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from phase_world import Script, StoppedError, World, make_world, rows_of
+
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
 from comd_trainer.generation.base import Request
-from phase_world import Script, StoppedError, World, make_world, rows_of
 
 SEED_ROWS = [
-    {"id": f"s{index}", "image": f"{index % 4}.png", "instruction": f"What is shown in part number {index} of it?", "answer": "a"}
+    {
+        "id": f"s{index}",
+        "image": f"{index % 4}.png",
+        "instruction": f"What is shown in part number {index} of it?",
+        "answer": "a",
+    }
     for index in range(12)
 ]
 TOPICS = ["colour", "shape", "number", "texture", "shadow", "material"]
 BANK_ROWS = [
-    {"id": index, "image": f"b{index % 7}.png", "instruction": f"Which {TOPICS[index % 6]} has part number {index} of it?"}
+    {
+        "id": index,
+        "image": f"b{index % 7}.png",
+        "instruction": f"Which {TOPICS[index % 6]} has part number {index} of it?",
+    }
     for index in range(60)
 ]
 ROUNDS = {
@@ -155,9 +165,7 @@ def test_random_pays_for_as_many_answers_as_the_competition(tmp_path: Path, monk
     rounds = {**ROUNDS, "assessment": {"sampleSize": 10, "freshItems": 5}}
     pools = {}
     for kind in ("Random", "Retrieval"):
-        world = chat_world(
-            tmp_path / kind, monkeypatch, augmentor={"type": kind}, bank_rows=BANK_ROWS, rounds=rounds
-        )
+        world = chat_world(tmp_path / kind, monkeypatch, augmentor={"type": kind}, bank_rows=BANK_ROWS, rounds=rounds)
         pools[kind] = rows_of(world.play_round(1, None)["augment"], "train.jsonl")
     assert len(pools["Random"]) == len(pools["Retrieval"]) == 15 + 4
     assert {row["origin"] for row in pools["Random"]} == {"random", "seed"}
@@ -176,9 +184,7 @@ def test_too_few_hard_items_stop_the_run_with_unchanged_pools(tmp_path: Path, mo
     assert "fewer than rounds.hardItemsFloor (9)" in made["assess"].meta["stop"]
     assert rows_of(made["augment"], "new.jsonl") == []
     assert rows_of(made["augment"], "cache.jsonl") == rows_of(made["teach"], "items.jsonl")
-    failing = chat_world(
-        tmp_path / "fail", monkeypatch, rounds={**ROUNDS, "hardItemsFloor": 9, "belowFloor": "Fail"}
-    )
+    failing = chat_world(tmp_path / "fail", monkeypatch, rounds={**ROUNDS, "hardItemsFloor": 9, "belowFloor": "Fail"})
     with pytest.raises(BadDataError, match=r"rounds\.hardItemsFloor \(9\)"):
         failing.play_round(1, None)
 
@@ -239,7 +245,13 @@ def test_evaluation_images_never_reach_a_pool(tmp_path: Path, monkeypatch: pytes
 
 def test_evaluation_scores_student_and_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out = [
-        {"id": f"e{n}", "image": "h.png", "instruction": f"Tell me about {n} now", "answer": f"It is {n}", "group": "even" if n % 2 == 0 else "odd"}
+        {
+            "id": f"e{n}",
+            "image": "h.png",
+            "instruction": f"Tell me about {n} now",
+            "answer": f"It is {n}",
+            "group": "even" if n % 2 == 0 else "odd",
+        }
         for n in range(10)
     ]
     world = chat_world(tmp_path, monkeypatch, evaluation_rows=held_out)

@@ -1,6 +1,7 @@
 """Preflight's decisions: what can be known before a model is loaded."""
 
 import pytest
+
 from comd_api.exit_codes import UserError
 from comd_api.run import RunSpec
 from comd_trainer.preflight import check_numbers, named_sources
@@ -11,7 +12,12 @@ BASE = {
     "augmentor": {"type": "Retrieval"},
     "data": {"images": "i", "pretraining": "p.jsonl", "seed": {"instructions": "s.jsonl"}, "bank": "b.jsonl"},
     "pretraining": {},
-    "rounds": {"count": 3, "augmentation": {"hardItems": 10, "easyItems": 5}, "assessment": {"freshItems": 7}, "hardItemsFloor": 1},
+    "rounds": {
+        "count": 3,
+        "augmentation": {"hardItems": 10, "easyItems": 5},
+        "assessment": {"freshItems": 7},
+        "hardItemsFloor": 1,
+    },
 }
 
 

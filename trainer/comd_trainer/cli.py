@@ -7,9 +7,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from comd_api.exit_codes import ComdError, UserError
 from comd_api.stage import StageConfig
-from pydantic import ValidationError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,8 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"comd-trainer {version('comd')}")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the phases of a stage, in order")
-    run.add_argument("--config", type=Path, help="file with the stage's config; default: the variable COMD_STAGE_CONFIG")
-    run.add_argument("--termination-message", type=Path, default=Path("/dev/termination-log"), help="where the result goes")
+    run.add_argument(
+        "--config", type=Path, help="file with the stage's config; default: the variable COMD_STAGE_CONFIG"
+    )
+    run.add_argument(
+        "--termination-message", type=Path, default=Path("/dev/termination-log"), help="where the result goes"
+    )
     run.add_argument("--scratch", type=Path, default=Path("/scratch"), help="folder for what may be lost")
     run.add_argument("--progress", type=Path, help="file that always holds the newest progress")
     run.add_argument("--port", type=int, help="serve /metrics, /healthz and /progress here (0: any free port)")
@@ -68,5 +73,3 @@ def read_config(path: Path | None) -> StageConfig:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"the stage config does not fit this trainer: {place}: {first['msg']}") from error
-
-

@@ -11,7 +11,6 @@ from typing import Any
 from comd_api.exit_codes import TryAgainError
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
-
 from comd_trainer.store.artifacts import Artifact
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store

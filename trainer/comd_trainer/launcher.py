@@ -13,7 +13,6 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 from comd_api.exit_codes import BadDataError, ComdError, ExitCode, TryAgainError, UserError
-
 from comd_trainer.worker import PhaseJob, read_errors, run_rank
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,9 @@ def launch(job: PhaseJob, *, num_proc: int, stop: threading.Event, grace_seconds
             thread.join(timeout=grace_seconds)
             break
     if thread.is_alive():
-        raise TryAgainError(f"phase {job.phase} did not stop within {grace_seconds:g} s; the next attempt goes on from its last checkpoint")
+        raise TryAgainError(
+            f"phase {job.phase} did not stop within {grace_seconds:g} s; the next attempt goes on from its last checkpoint"
+        )
     if "error" in outcome:
         raise _error_of(job, outcome["error"])
 
@@ -91,7 +92,9 @@ def _error_of(job: PhaseJob, raised: BaseException) -> ComdError:
     if failures:
         rank, failure = min(failures.items())
         if failure.exitcode == -9:
-            return KilledError(f"phase {job.phase}: rank {rank} was killed (signal 9); the usual cause is that memory ran out")
+            return KilledError(
+                f"phase {job.phase}: rank {rank} was killed (signal 9); the usual cause is that memory ran out"
+            )
         return ComdError(f"phase {job.phase}: rank {rank} ended with exit code {failure.exitcode}")
     return ComdError(f"phase {job.phase}: {type(raised).__name__}: {json.dumps(str(raised))}")
 

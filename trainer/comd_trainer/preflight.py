@@ -17,7 +17,6 @@ from comd_api.exit_codes import BadDataError, UserError
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
 from comd_api.stages import competes
-
 from comd_trainer.data.instructions import check_share, read_rows
 from comd_trainer.data.pairs import read_pairs
 from comd_trainer.data.rows import Item
@@ -44,12 +43,18 @@ def named_sources(spec: RunSpec) -> Iterator[NamedSource]:
     """Everything that a run reads, in the order of the manifest."""
     if spec.student.composed is not None:
         parts = spec.student.composed
-        yield NamedSource(field="spec.student.composed.visionTower.source", source=parts.vision_tower.source, kind="vision-tower")
         yield NamedSource(
-            field="spec.student.composed.languageModel.source", source=parts.language_model.source, kind="language-model"
+            field="spec.student.composed.visionTower.source", source=parts.vision_tower.source, kind="vision-tower"
+        )
+        yield NamedSource(
+            field="spec.student.composed.languageModel.source",
+            source=parts.language_model.source,
+            kind="language-model",
         )
     if spec.student.checkpoint is not None:
-        yield NamedSource(field="spec.student.checkpoint.source", source=spec.student.checkpoint.source, kind="checkpoint")
+        yield NamedSource(
+            field="spec.student.checkpoint.source", source=spec.student.checkpoint.source, kind="checkpoint"
+        )
     for field, model in (
         ("spec.teacher", spec.teacher),
         ("spec.assessor.model", spec.assessor.model),
@@ -83,7 +88,9 @@ def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, s
     wanted = list(named_sources(spec))
     composed = spec.student.composed
     for one in wanted:
-        given = one.kind == "language-model" and composed is not None and composed.language_model.chat_template is not None
+        given = (
+            one.kind == "language-model" and composed is not None and composed.language_model.chat_template is not None
+        )
         check_model_folder(one, sources, template_given=given)
     rows = count_rows(spec, sources)
     check_numbers(spec, bank_rows=rows.get("spec.data.bank"), seed_rows=rows["spec.data.seed.instructions"])
@@ -111,13 +118,20 @@ def check_model_folder(one: NamedSource, sources: Sources, *, template_given: bo
         raise UserError(
             f"{one.field} ({one.source}) has no *.safetensors; pickled weights are not loaded, convert them with save_pretrained"
         )
-    if one.kind != "vision-tower" and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if one.kind != "vision-tower" and not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    ):
         raise UserError(f"{one.field} ({one.source}) has no tokenizer (tokenizer.json or tokenizer.model)")
     if one.kind != "vision-tower" and not template_given and not has_chat_template(folder):
-        mend = "set student.composed.languageModel.chatTemplate" if one.kind == "language-model" else "add a chat_template.jinja to the folder"
+        mend = (
+            "set student.composed.languageModel.chatTemplate"
+            if one.kind == "language-model"
+            else "add a chat_template.jinja to the folder"
+        )
         raise UserError(f"{one.field} ({one.source}) has a tokenizer without a chat template; {mend}")
     if one.kind != "language-model" and not any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+        (folder / name).is_file()
+        for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
     ):
         if one.kind == "vision-tower":
             raise UserError(f"{one.field} ({one.source}) has no image processor (preprocessor_config.json)")
@@ -175,7 +189,9 @@ def check_numbers(spec: RunSpec, *, bank_rows: int | None, seed_rows: int) -> No
     augmentation = rounds.augmentation
     fresh = rounds.assessment.fresh_items
     if bank_rows is not None:
-        per_round = augmentation.hard_items + augmentation.easy_items if spec.augmentor.type in ("Retrieval", "Random") else 0
+        per_round = (
+            augmentation.hard_items + augmentation.easy_items if spec.augmentor.type in ("Retrieval", "Random") else 0
+        )
         drawn = (rounds.count - 1) * (per_round + fresh) + (fresh if competes(spec) else 0)
         if drawn > bank_rows:
             raise UserError(

@@ -11,11 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from comd_api.stage import Progress, StageConfig
-from comd_api.status import PhaseName, PhaseTime
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from comd_api.stage import Progress, StageConfig
+from comd_api.status import PhaseName, PhaseTime
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,9 @@ class StageStatus:
         labels = {"stage": self.config.stage}
         yield _gauge("comd_stage_start_time_seconds", "When this attempt of the stage began.", labels, self.started)
         yield InfoMetricFamily("comd_trainer_build", "Version of the trainer.", value={"version": version("comd")})
-        seconds = GaugeMetricFamily("comd_phase_seconds", "Wall time of finished phases.", labels=["stage", "phase", "reused"])
+        seconds = GaugeMetricFamily(
+            "comd_phase_seconds", "Wall time of finished phases.", labels=["stage", "phase", "reused"]
+        )
         for done in list(self.finished):
             seconds.add_metric([self.config.stage, done.name, str(done.reused).lower()], done.seconds)
         yield seconds
@@ -66,9 +69,16 @@ class StageStatus:
             return
         labels["phase"] = self.phase
         state = self._phase_state()
-        yield _gauge("comd_phase_done", "Steps or items of the running phase that are done.", labels, state.get("done", 0))
+        yield _gauge(
+            "comd_phase_done", "Steps or items of the running phase that are done.", labels, state.get("done", 0)
+        )
         yield _gauge("comd_phase_total", "Steps or items of the running phase.", labels, state.get("total", 0))
-        yield _gauge("comd_last_progress_time_seconds", "When the running phase last moved.", labels, state.get("time", self.phase_started))
+        yield _gauge(
+            "comd_last_progress_time_seconds",
+            "When the running phase last moved.",
+            labels,
+            state.get("time", self.phase_started),
+        )
         for key, (name, text) in PHASE_METRICS.items():
             value = state.get("metrics", {}).get(key)
             if isinstance(value, int | float):
@@ -93,7 +103,9 @@ def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> GaugeM
 class StatusServer:
     """Serves the status over HTTP when there is a port, and keeps the progress file new when there is one."""
 
-    def __init__(self, *, config: StageConfig, scratch: Path, progress_file: Path | None, address: str, port: int | None) -> None:
+    def __init__(
+        self, *, config: StageConfig, scratch: Path, progress_file: Path | None, address: str, port: int | None
+    ) -> None:
         self.status = StageStatus(config)
         self.progress_file = progress_file
         self.address, self.port = address, port

@@ -14,7 +14,6 @@ from comd_api.profile import resolve
 from comd_api.stage import StageConfig, StageResult
 from comd_api.stages import phases_of
 from comd_api.status import ArtifactRef, Counts, ExitClass, PhaseName, PhaseTime, Score
-
 from comd_trainer import launcher
 from comd_trainer.context import Preempted
 from comd_trainer.keys import phase_key, phase_prefix, stage_artifact_name
@@ -52,7 +51,9 @@ class Supervisor:
         self.artifacts: dict[str, Artifact] = {}
         self.times: list[PhaseTime] = []
         self.current: PhaseName | None = None
-        self.server = StatusServer(config=self.config, scratch=self.scratch, progress_file=progress_file, address=address, port=port)
+        self.server = StatusServer(
+            config=self.config, scratch=self.scratch, progress_file=progress_file, address=address, port=port
+        )
 
     def run(self) -> ExitCode:
         """Runs the stage, writes the termination message, and returns the exit code that goes with it."""
@@ -100,12 +101,21 @@ class Supervisor:
         if phase == "preflight":
             from comd_trainer.preflight import check
 
-            artifact, reused = check(self.config, store=store, sources=sources, cache=self.cache, scratch=self.scratch), False
+            artifact, reused = (
+                check(self.config, store=store, sources=sources, cache=self.cache, scratch=self.scratch),
+                False,
+            )
         else:
             artifact, reused = self._find_or_run(phase, store=store)
         self.artifacts[phase] = artifact
         self.times.append(PhaseTime(name=phase, seconds=round(time.monotonic() - started, 2), reused=reused))
-        log.info("%s %s in %.1f s: %s", phase, "was there already, found" if reused else "finished", time.monotonic() - started, artifact.uri)
+        log.info(
+            "%s %s in %.1f s: %s",
+            phase,
+            "was there already, found" if reused else "finished",
+            time.monotonic() - started,
+            artifact.uri,
+        )
 
     def _find_or_run(self, phase: PhaseName, *, store: Store) -> tuple[Artifact, bool]:
         module = phase_module(phase)
@@ -124,7 +134,9 @@ class Supervisor:
         if found is not None:
             return found, True
         if phase not in self.config.phases:
-            raise UserError(f"phase {phase} of stage {self.config.stage} has not been run yet, and this Job is for {self.config.phases} alone")
+            raise UserError(
+                f"phase {phase} of stage {self.config.stage} has not been run yet, and this Job is for {self.config.phases} alone"
+            )
         folder = self.scratch / f"{phase}-{key[:16]}"
         # What an attempt that was killed left half done; its checkpoints and shards are in the store.
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,7 +156,9 @@ class Supervisor:
         launcher.launch(job, num_proc=num_proc, stop=self.stop, grace_seconds=self.grace_seconds)
         meta_file = folder / "scratch" / "meta.json"
         meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
-        artifact = publish(store, prefix=prefix, kind=phase, key=key, folder=folder / "out", meta=meta, cache_dir=self.cache)
+        artifact = publish(
+            store, prefix=prefix, kind=phase, key=key, folder=folder / "out", meta=meta, cache_dir=self.cache
+        )
         for leftover in list(store.list(job.partial)):
             store.delete(leftover.path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -204,5 +218,3 @@ def exit_class_of(code: ExitCode, error: BaseException) -> ExitClass:
         ExitCode.FAILED: "Failed",
     }
     return classes[code]
-
-

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comd_api.exit_codes import ComdError, ExitCode, TryAgainError
+from comd_api.exit_codes import ComdError, ExitCode
 from comd_api.stage import StageConfig
 from comd_api.status import ArtifactRef, PhaseName
 
@@ -67,9 +67,15 @@ def describe_error(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, ComdError):
         return error.exit_code, str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return ExitCode.TRY_AGAIN, f"no space left on the disk at {error.filename or 'an unnamed file'}; free some or give a larger volume"
+        return (
+            ExitCode.TRY_AGAIN,
+            f"no space left on the disk at {error.filename or 'an unnamed file'}; free some or give a larger volume",
+        )
     if isinstance(error, MemoryError):
-        return ExitCode.FAILED, "out of memory; lower training.microBatchSize or generation batch sizes, or give the stage more memory"
+        return (
+            ExitCode.FAILED,
+            "out of memory; lower training.microBatchSize or generation batch sizes, or give the stage more memory",
+        )
     if type(error).__name__ == "OutOfMemoryError":
         return (
             ExitCode.FAILED,
@@ -133,5 +139,3 @@ def read_errors(folder: Path) -> list[dict[str, Any]]:
     accounts = [json.loads(path.read_text()) for path in sorted((folder / "errors").glob("rank-*.json"))]
     order = [ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN, ExitCode.FAILED]
     return sorted(accounts, key=lambda account: (order.index(ExitCode(account["code"])), account["rank"]))
-
-

@@ -7,7 +7,7 @@ what its owner thinks.
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Rows:
     bad: tuple[str, ...]
     total: int
     """Rows of the file, good and bad. A conversation is one row and may hold several items."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """Row number, from 1, by item id."""
 
 
 def read_rows(path: Path, *, field: str, prefix: str, origin: Origin) -> Rows:
@@ -60,20 +62,21 @@ def read_rows(path: Path, *, field: str, prefix: str, origin: Origin) -> Rows:
                     "ids must be unique within a file"
                 )
         items += made
-    return Rows(items=tuple(items), bad=tuple(bad), total=total)
+    return Rows(items=tuple(items), bad=tuple(bad), total=total, numbers=numbers)
 
 
 def drop_items(rows: Rows, reason: Callable[[Item], str | None]) -> Rows:
     """Drops further items for which `reason` gives one. A row counts as bad once, however many of its turns go."""
     kept: list[Item] = []
-    bad: dict[str, str] = {}
+    bad: dict[int, str] = {}
     for item in rows.items:
         why = reason(item)
         if why is None:
             kept.append(item)
         else:
-            bad.setdefault(item.id.split("#")[0], f"row {item.id.split('/', 1)[-1]!r}: {why}")
-    return replace(rows, items=tuple(kept), bad=rows.bad + tuple(bad.values()))
+            bad.setdefault(rows.numbers[item.id], why)
+    told = tuple(f"row {number}: {why}" for number, why in bad.items())
+    return replace(rows, items=tuple(kept), bad=rows.bad + told)
 
 
 def check_share(rows: Rows, *, field: str, source: str, max_bad_fraction: float) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from comd_api.exit_codes import BadDataError
-
 from comd_trainer.data.instructions import IMAGE_TOKEN, examples
 from comd_trainer.data.rows import Pair
 
@@ -69,7 +68,12 @@ def _pair(row: Any) -> Pair:
         raise ValueError(f"must be a JSON object, got {type(row).__name__}")
     caption = row.get("caption")
     conversations = row.get("conversations")
-    if caption is None and isinstance(conversations, list) and len(conversations) >= 2 and isinstance(conversations[1], dict):
+    if (
+        caption is None
+        and isinstance(conversations, list)
+        and len(conversations) >= 2
+        and isinstance(conversations[1], dict)
+    ):
         caption = conversations[1].get("value")
     values = {"id": str(row.get("id", "")), "image": row.get("image"), "caption": caption}
     for name, value in values.items():

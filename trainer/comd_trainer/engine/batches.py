@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from comd_api.exit_codes import BadDataError
 from PIL import Image
 
+from comd_api.exit_codes import BadDataError
 from comd_trainer.data.images import BadImage
 from comd_trainer.data.rows import Turn
 from comd_trainer.models.load import LoadedModel
@@ -116,7 +116,11 @@ def check_answer(loaded: LoadedModel, text: str) -> list[int]:
     ids = answer_ids(loaded, text)
     if not ids:
         raise RowError("its answer is empty")
-    special = {loaded.image_token_id: "the image token", end_mark(loaded): "the end mark", loaded.tokenizer.bos_token_id: "the start mark"}
+    special = {
+        loaded.image_token_id: "the image token",
+        end_mark(loaded): "the end mark",
+        loaded.tokenizer.bos_token_id: "the start mark",
+    }
     for token, what in special.items():
         if token is not None and token in ids:
             raise RowError(f"its answer contains {what} as text")
@@ -131,7 +135,9 @@ def _normal(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def check_share(*, num_dropped: int, num_seen: int, num_rows: int, max_fraction: float, reasons: dict[str, str]) -> None:
+def check_share(
+    *, num_dropped: int, num_seen: int, num_rows: int, max_fraction: float, reasons: dict[str, str]
+) -> None:
     """Raises BadDataError when more rows were dropped than `data.maxBadRowFraction` allows of all rows, or of those seen."""
     if num_dropped > max_fraction * max(num_seen, num_rows):
         named = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:4])

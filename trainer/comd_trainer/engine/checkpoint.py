@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from comd_api.exit_codes import UserError
 from safetensors.torch import load_file, save_file
 
+from comd_api.exit_codes import UserError
 from comd_trainer.context import PhaseContext
 from comd_trainer.engine.restricted import RestrictedCheckpointEngine
 from comd_trainer.store.artifacts import Artifact, open_artifact, publish
@@ -111,7 +111,9 @@ class Checkpoints:
             for path in sorted((shared / TAG).glob("mp_rank_*")):
                 _link(path, folder / TAG / path.name)
         engine.checkpoint_engine = RestrictedCheckpointEngine(engine.checkpoint_engine)
-        loaded, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False)
+        loaded, _ = engine.load_checkpoint(
+            str(folder), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False
+        )
         assert loaded is not None, f"a complete checkpoint of step {found.step} did not load"
         _load_random_state(folder / "random.safetensors")
         state = TrainState(**json.loads((folder / "state.json").read_text()))
@@ -177,7 +179,7 @@ def _link(source: str | Path, target: str | Path) -> str:
 
 
 def _save_random_state(path: Path) -> None:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
     assert kind == "MT19937"
     state = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
     if torch.cuda.is_available():
@@ -197,8 +199,6 @@ def _load_random_state(path: Path) -> None:
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     position, has_gauss, gauss = extra["numpy"]
-    np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     version, words, gauss_next = extra["python"]
     random.setstate((version, tuple(words), gauss_next))
-
-

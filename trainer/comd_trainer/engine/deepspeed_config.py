@@ -20,7 +20,11 @@ def deepspeed_config(training: Training, *, batch_size: int, world_size: int) ->
     if training.deepspeed.zero_stage in (1, 2):
         zero |= {"contiguous_gradients": True, "overlap_comm": False, "reduce_scatter": True}
     if training.deepspeed.zero_stage == 3:
-        zero |= {"contiguous_gradients": True, "overlap_comm": False, "stage3_gather_16bit_weights_on_model_save": False}
+        zero |= {
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,

@@ -22,7 +22,9 @@ def from_pairs(pairs: Sequence[Pair], *, instructions: Sequence[str], seed: int)
 
 def from_answers(items: Sequence[Item], answers: Sequence[Answer]) -> list[Example]:
     """The teacher's answers to the train pool. Both lists are in the same order."""
-    assert [item.id for item in items] == [answer.item for answer in answers], "an answer for each item, in the items' order"
+    assert [item.id for item in items] == [answer.item for answer in answers], (
+        "an answer for each item, in the items' order"
+    )
     return [
         Example(id=item.id, image=item.image, turns=item.turns, answer=answer.text, complete=answer.finish == "stop")
         for item, answer in zip(items, answers, strict=True)

@@ -10,11 +10,11 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from comd_api.exit_codes import BadDataError
-from comd_api.recipe import Training
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from PIL.Image import Image
 
+from comd_api.exit_codes import BadDataError
+from comd_api.recipe import Training
 from comd_trainer.context import PhaseContext, Preempted
 from comd_trainer.data.seeds import derive
 from comd_trainer.engine.batches import Collator, Example, MicroBatch, check_share
@@ -70,7 +70,9 @@ def train(
     training = plan.training
     order = Order(num_rows=len(examples), batch_size=plan.batch_size, seed=plan.seed)
     num_steps = order.num_steps(epochs=plan.epochs, max_steps=plan.max_steps)
-    num_micro = num_micro_batches(batch_size=plan.batch_size, micro_batch_size=training.micro_batch_size, world_size=ctx.world_size)
+    num_micro = num_micro_batches(
+        batch_size=plan.batch_size, micro_batch_size=training.micro_batch_size, world_size=ctx.world_size
+    )
     collate = Collator(loaded=loaded, open_image=open_image, max_length=training.max_length)
     keeps_logits = takes_logits_to_keep(loaded.model)
     torch.manual_seed(derive(plan.seed, "dropout", ctx.rank))
@@ -83,7 +85,11 @@ def train(
     while state.step < num_steps:
         rows = order.batch(state.step)
         mine = micro_batches(
-            rows, rank=ctx.rank, world_size=ctx.world_size, micro_batch_size=training.micro_batch_size, num_micro=num_micro
+            rows,
+            rank=ctx.rank,
+            world_size=ctx.world_size,
+            micro_batch_size=training.micro_batch_size,
+            num_micro=num_micro,
         )
         batches = [collate([examples[row] for row in micro]) for micro in mine]
         num_tokens, num_dropped, stops = summed(
@@ -94,7 +100,9 @@ def train(
         )
         if stops:
             checkpoints.save(engine, state)
-            raise Preempted(f"stopped by request after step {state.step} of {num_steps}; the next attempt goes on from there")
+            raise Preempted(
+                f"stopped by request after step {state.step} of {num_steps}; the next attempt goes on from there"
+            )
 
         rate = learning_rate(
             state.step,
@@ -119,7 +127,9 @@ def train(
                 plain_norm = gradient_norm(parameters) if engine.optimizer is engine.basic_optimizer else None
             engine.step()
         grad_norm = plain_norm if plain_norm is not None else float(engine.get_global_grad_norm() or 0.0)
-        if training.precision != "fp16":  # There an overflow is expected: DeepSpeed skips the step and scales the loss down.
+        if (
+            training.precision != "fp16"
+        ):  # There an overflow is expected: DeepSpeed skips the step and scales the loss down.
             refuse_non_finite("gradient norm", grad_norm, step=state.step, batches=batches, sums=sums)
 
         state.step += 1
@@ -202,8 +212,12 @@ def refuse_non_finite(
     """Collective when `value`, equal on all ranks, is not finite: names the rows whose loss is not, else all of the batch."""
     if math.isfinite(value):
         return
-    bad = [row for batch, part in zip(batches, sums, strict=True) if not math.isfinite(float(part)) for row in batch.rows]
-    named = merged(dict.fromkeys(bad, "")) or merged(dict.fromkeys((row for batch in batches for row in batch.rows), ""))
+    bad = [
+        row for batch, part in zip(batches, sums, strict=True) if not math.isfinite(float(part)) for row in batch.rows
+    ]
+    named = merged(dict.fromkeys(bad, "")) or merged(
+        dict.fromkeys((row for batch in batches for row in batch.rows), "")
+    )
     listed = ", ".join(list(named)[:8]) + (" …" if len(named) > 8 else "")
     raise BadDataError(
         f"the {what} of step {step + 1} is {value}; rows of that step: {listed}; look at these rows, or lower the learning rate"

@@ -48,7 +48,9 @@ def permutation(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
     return rng(seed, "order", epoch).permutation(num_rows)
 
 
-def micro_batches(batch: list[int], *, rank: int, world_size: int, micro_batch_size: int, num_micro: int) -> list[list[int]]:
+def micro_batches(
+    batch: list[int], *, rank: int, world_size: int, micro_batch_size: int, num_micro: int
+) -> list[list[int]]:
     """This rank's share of a global batch, as `num_micro` micro-batches of up to `micro_batch_size` rows.
 
     Every rank gets the same number, some perhaps empty: forward passes are collective under ZeRO-3, and gradients are reduced

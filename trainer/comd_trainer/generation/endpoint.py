@@ -127,16 +127,16 @@ class EndpointGenerator:
 
             watcher = asyncio.create_task(watch())
             workers = [asyncio.create_task(answer_some()) for _ in range(min(self.concurrency, len(requests)))]
-            everything = asyncio.gather(*workers)
+            working = {watcher, *workers}
             try:
-                await asyncio.wait([watcher, everything], return_when=asyncio.FIRST_COMPLETED)
-                (watcher if watcher.done() else everything).result()
+                while working != {watcher}:
+                    done, working = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
             finally:
                 for task in (watcher, *workers):
                     task.cancel()
                 await asyncio.gather(watcher, *workers, return_exceptions=True)
-                if everything.done() and not everything.cancelled():
-                    everything.exception()  # seen, so that asyncio does not report it a second time
 
     async def _answer(self, client: httpx.AsyncClient, request: Request, decoding: Decoding) -> Reply:
         body = await asyncio.to_thread(self._body, request, decoding)

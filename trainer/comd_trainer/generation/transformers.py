@@ -41,11 +41,7 @@ class TransformersGenerator:
         self.stop_tokens = stop_token_ids(loaded)
         # What a checkpoint suggests (temperatures, penalties) is not taken: the manifest says how to decode.
         # `generate` fills gaps of the config that it is given from the model's own, so that one is emptied.
-        loaded.model.generation_config = GenerationConfig(
-            eos_token_id=self.stop_tokens,
-            pad_token_id=loaded.pad_token_id,
-            bos_token_id=loaded.tokenizer.bos_token_id,
-        )
+        loaded.model.generation_config = self._config()
         self._accepted = accepted_inputs(loaded.model)
 
     def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:
@@ -101,21 +97,26 @@ class TransformersGenerator:
             if decoding.temperature
             else []
         )
-        tokens: Tensor = self.loaded.model.generate(
-            **to_device(inputs, device=self.device, dtype=self.loaded.model.dtype),
-            generation_config=GenerationConfig(
-                max_new_tokens=decoding.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                use_cache=True,
-                eos_token_id=self.stop_tokens,
-                pad_token_id=self.loaded.pad_token_id,
-                bos_token_id=self.loaded.tokenizer.bos_token_id,
+        model: Any = self.loaded.model
+        tokens: Tensor = model.generate(
+            **to_device(inputs, device=self.device, dtype=model.dtype),
+            generation_config=self._config(
+                max_new_tokens=decoding.max_new_tokens, do_sample=False, num_beams=1, use_cache=True
             ),
             logits_processor=LogitsProcessorList(sampler),
             stopping_criteria=StoppingCriteriaList([_Check(self.check)]),
         )
         return [self._reply(request, row) for request, row in zip(batch, tokens[:, length:].tolist(), strict=True)]
+
+    def _config(self, **options: Any) -> GenerationConfig:
+        make: Any = GenerationConfig
+        config: GenerationConfig = make(
+            eos_token_id=self.stop_tokens,
+            pad_token_id=self.loaded.pad_token_id,
+            bos_token_id=self.loaded.tokenizer.bos_token_id,
+            **options,
+        )
+        return config
 
     def _reply(self, request: Request, tokens: list[int]) -> Reply:
         """`tokens`: the new ones, up to and with the first end mark; what comes after it is padding."""

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comd_api.exit_codes import UserError
-from comd_api.roles import ComposedStudent
-from comd_api.roles import VisionTower as VisionTowerSpec
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -23,6 +20,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from comd_api.exit_codes import UserError
+from comd_api.roles import ComposedStudent
+from comd_api.roles import VisionTower as VisionTowerSpec
 from comd_trainer.models.load import LoadedModel, check_safetensors, load_config, refuse_missing
 
 IMAGE_TOKEN = "<image>"
@@ -48,7 +48,12 @@ FLATTEN = (
 
 
 def compose(
-    student: ComposedStudent, *, vision_folder: Path, language_folder: Path, seed: int, dtype: torch.dtype = torch.float32
+    student: ComposedStudent,
+    *,
+    vision_folder: Path,
+    language_folder: Path,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> LoadedModel:
     """The student before any training: towers as they are, projector drawn from `seed`, on the CPU.
 
@@ -60,7 +65,9 @@ def compose(
     tokenizer = AutoTokenizer.from_pretrained(language_folder, local_files_only=True)
     template = _chat_template(student, tokenizer, language_folder)
     if tokenizer.eos_token is None:
-        raise UserError(f"{LANGUAGE_FIELD}: the tokenizer in {language_folder.name} has no eos_token, so that answers could not end")
+        raise UserError(
+            f"{LANGUAGE_FIELD}: the tokenizer in {language_folder.name} has no eos_token, so that answers could not end"
+        )
     _add_tokens(tokenizer, language)
 
     geometry = _Geometry(student.vision_tower, tower.config)
@@ -87,14 +94,18 @@ def compose(
         num_additional_image_tokens=geometry.num_additional,
         chat_template=FLATTEN + template,
     )
-    return LoadedModel(model=model.eval(), processor=processor, kind="image-text-to-text", field="spec.student.composed")
+    return LoadedModel(
+        model=model.eval(), processor=processor, kind="image-text-to-text", field="spec.student.composed"
+    )
 
 
 def load_vision_tower(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """The vision half of a CLIP or SigLIP checkpoint, or a checkpoint that is a vision model alone."""
     config = load_config(folder, field=VISION_FIELD)
     if not hasattr(config, "vision_config") and not hasattr(config, "patch_size"):
-        raise UserError(f"{VISION_FIELD}: {folder.name} is a {config.model_type} model, not a CLIP or SigLIP vision model")
+        raise UserError(
+            f"{VISION_FIELD}: {folder.name} is a {config.model_type} model, not a CLIP or SigLIP vision model"
+        )
     model = _load_part(AutoModel, folder, dtype=dtype, field=VISION_FIELD)
     return getattr(model, "vision_model", model) if hasattr(config, "vision_config") else model
 
@@ -129,7 +140,9 @@ def _load_part(auto_class: Any, folder: Path, *, dtype: torch.dtype, field: str)
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{field}: the checkpoint in {folder.name} can't be opened: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{field}: the checkpoint in {folder.name} can't be opened: {str(error).splitlines()[0]}"
+        ) from error
     refuse_missing(report, folder=folder, field=field)
     return model
 

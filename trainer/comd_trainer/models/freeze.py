@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from comd_api.exit_codes import UserError
-from comd_api.recipe import Component
 from torch.nn import Parameter
 from transformers import PreTrainedModel
+
+from comd_api.exit_codes import UserError
+from comd_api.recipe import Component
 
 PREFIXES: dict[Component, tuple[str, ...]] = {
     "VisionTower": ("model.vision_tower.", "model.visual.", "model.vision_model."),
@@ -17,7 +18,9 @@ PREFIXES: dict[Component, tuple[str, ...]] = {
 
 def component_of(name: str) -> Component | None:
     """Component that the parameter `name` belongs to; None for what has no place in the three."""
-    fits = [(len(prefix), part) for part, prefixes in PREFIXES.items() for prefix in prefixes if name.startswith(prefix)]
+    fits = [
+        (len(prefix), part) for part, prefixes in PREFIXES.items() for prefix in prefixes if name.startswith(prefix)
+    ]
     return max(fits)[1] if fits else None
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from comd_api.exit_codes import UserError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -18,6 +17,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.logging import disable_progress_bar
+
+from comd_api.exit_codes import UserError
 
 # A stage's log is JSON lines; bars of libraries would be noise in it.
 disable_progress_bar()
@@ -82,9 +83,7 @@ def load_model(
             local_files_only=True,
             output_loading_info=True,
         )
-        processor = processor_class.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        processor = processor_class.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{field}: the checkpoint in {folder.name} can't be opened: {_first_line(error)}") from error
     refuse_missing(report, folder=folder, field=field)
@@ -108,7 +107,9 @@ def check_safetensors(folder: Path, *, field: str) -> None:
         return
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     found = f"only {pickled[0]}" if pickled else "no weights"
-    raise UserError(f"{field}: {folder.name} holds {found}, and weights are read from *.safetensors alone; convert the checkpoint")
+    raise UserError(
+        f"{field}: {folder.name} holds {found}, and weights are read from *.safetensors alone; convert the checkpoint"
+    )
 
 
 def refuse_missing(report: dict[str, Any], *, folder: Path, field: str) -> None:

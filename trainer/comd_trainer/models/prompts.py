@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from comd_api.exit_codes import UserError
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
 
+from comd_api.exit_codes import UserError
 from comd_trainer.data.rows import Turn
 from comd_trainer.models.load import LoadedModel
 
@@ -30,7 +30,9 @@ def prompt_text(processor: Any, turns: Sequence[Turn], *, image: bool, field: st
     assert turns and turns[-1].role == "user", "a prompt ends with a question"
     if not isinstance(processor, ProcessorMixin):
         if image:
-            raise UserError(f"{field} is a text-only model and can't be asked about images; give an image-text-to-text model")
+            raise UserError(
+                f"{field} is a text-only model and can't be asked about images; give an image-text-to-text model"
+            )
         return _render(processor, [{"role": turn.role, "content": turn.text} for turn in turns], field=field)
     image_token = getattr(processor, "image_token", None)
     texts = [_without(turn.text, image_token) for turn in turns]
@@ -69,10 +71,15 @@ def encode_text(loaded: LoadedModel, text: str, image: Image | None) -> Encoded:
 
 
 def encode_prompts(
-    loaded: LoadedModel, prompts: Sequence[tuple[Sequence[Turn], Image | None]], *, device: torch.device | str | None = None
+    loaded: LoadedModel,
+    prompts: Sequence[tuple[Sequence[Turn], Image | None]],
+    *,
+    device: torch.device | str | None = None,
 ) -> Encoded:
     """A batch to generate from: padded on the left, on `device` (default: the model's). Rows with and without image may mix."""
-    batch = stack([encode_prompt(loaded, turns, image) for turns, image in prompts], side="left", pad_token_id=loaded.pad_token_id)
+    batch = stack(
+        [encode_prompt(loaded, turns, image) for turns, image in prompts], side="left", pad_token_id=loaded.pad_token_id
+    )
     return to_device(batch, device=loaded.device if device is None else device, dtype=loaded.model.dtype)
 
 
@@ -89,7 +96,9 @@ def answer_ids(loaded: LoadedModel, text: str) -> list[int]:
 def end_mark(loaded: LoadedModel) -> int:
     token = loaded.tokenizer.eos_token_id
     if token is None:
-        raise UserError(f"{loaded.field}: the tokenizer has no eos_token, so that answers could not end; set one in its tokenizer_config.json")
+        raise UserError(
+            f"{loaded.field}: the tokenizer has no eos_token, so that answers could not end; set one in its tokenizer_config.json"
+        )
     return int(token)
 
 
@@ -133,7 +142,8 @@ def stack(rows: Sequence[Mapping[str, Tensor]], *, side: str, pad_token_id: int)
 def to_device(batch: Encoded, *, device: torch.device | str, dtype: torch.dtype) -> Encoded:
     """Moves a batch; floating point inputs (pixels) take the model's `dtype`."""
     return {
-        name: value.to(device, dtype) if value.is_floating_point() else value.to(device) for name, value in batch.items()
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in batch.items()
     }
 
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast
 
 from comd_api.stage import StageConfig
 from comd_api.status import PhaseName
-
 from comd_trainer.context import PhaseContext
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from comd_api.stage import StageConfig
-
 from comd_trainer.context import PhaseContext
 
 INPUTS: tuple[str, ...] = ()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from comd_api.exit_codes import UserError
 from comd_api.recipe import Component
 from comd_api.run import RunSpec
-
 from comd_trainer.context import PhaseContext, use_devices
 from comd_trainer.data.images import Images
 
@@ -123,7 +122,9 @@ def train_and_save(
         student.model,
         student.processor,
         ctx.out,
-        source=ctx.sources.folder(checkpoint.source, field=STUDENT_FIELD) if checkpoint is not None and ships_code else None,
+        source=ctx.sources.folder(checkpoint.source, field=STUDENT_FIELD)
+        if checkpoint is not None and ships_code
+        else None,
         writes=ctx.is_first,
     )
     if not ctx.is_first:

@@ -6,7 +6,6 @@ from typing import Any
 
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
-
 from comd_trainer.context import PhaseContext
 
 INPUTS: tuple[str, ...] = ("pretrain", "student", "teach")

@@ -40,6 +40,8 @@ class ApiModel(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields (Python names) changed."""
+        unknown = changes.keys() - type(self).model_fields.keys()
+        assert not unknown, f"{type(self).__name__} has no fields {sorted(unknown)}"
         return self.model_copy(update=changes)
 
 

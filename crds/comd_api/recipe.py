@@ -16,6 +16,14 @@ Components = Annotated[
 ]
 
 
+def _projector() -> list[Component]:
+    return ["Projector"]
+
+
+def _projector_and_language_model() -> list[Component]:
+    return ["Projector", "LanguageModel"]
+
+
 class Pretraining(ApiModel):
     """Stage 1: the projector learns to speak the language model's embeddings (method section 3)."""
 
@@ -25,7 +33,7 @@ class Pretraining(ApiModel):
     epochs: Epochs = 1.0
     max_steps: Steps | None = None
     """Optimizer steps, in place of `epochs`."""
-    trainable: Components = Field(default_factory=lambda: ["Projector"])
+    trainable: Components = Field(default_factory=_projector)
     instructions: Annotated[list[Text], Field(max_length=64)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
@@ -60,7 +68,7 @@ class Training(ApiModel):
     max_steps: Steps | None = None
     """Optimizer steps, in place of `epochs`."""
     first_round: FirstRound = Field(default_factory=FirstRound)
-    trainable: Components = Field(default_factory=lambda: ["Projector", "LanguageModel"])
+    trainable: Components = Field(default_factory=_projector_and_language_model)
     scheduler: Literal["Cosine", "Linear", "Constant"] = "Cosine"
     min_learning_rate_ratio: Fraction = 0.0
     """Where the schedule ends, as a share of the learning rate."""

@@ -32,7 +32,8 @@ def phases_of(spec: RunSpec, stage: str) -> list[PhaseName]:
     if stage == "preflight":
         return ["preflight"]
     if stage == "pretrain":
-        return (["pretrain"] if spec.pretraining is not None else []) + evaluate
+        pretrain: list[PhaseName] = ["pretrain"] if spec.pretraining is not None else []
+        return pretrain + evaluate
     phases: list[PhaseName] = ["teach", "tune"]
     if competes(spec):
         phases += ["answer", "assess"]

@@ -79,6 +79,7 @@ def make_data(folder: str, seed: int) -> str:
 def make_student(folder: str, seed: int) -> str:
     """The student's parts: a vision tower that knows digits, a language model that has read about canvases but never
     saw one."""
+    import checks
     import numpy as np
     import tinymodels
     import torch
@@ -104,13 +105,14 @@ def make_student(folder: str, seed: int) -> str:
     )
     language.save_pretrained(models / "language-model")
     tokenizer.save_pretrained(models / "language-model")
-    tinymodels.check_template(tokenizer)
+    checks.check_template(tokenizer)
     size = sum(parameter.numel() for parameter in (*tower.parameters(), *language.parameters()))
     return f"{size:,} parameters"
 
 
 def make_teacher(folder: str, seed: int) -> str:
     """The teacher, trained on the truth of the train split and checked, as saved, on questions about the dev split."""
+    import checks
     import numpy as np
     import tinymodels
     import torch
@@ -136,7 +138,7 @@ def make_teacher(folder: str, seed: int) -> str:
     tinymodels.save_teacher(model, place)
     asked = inputs.Canvases(rng, scans["dev"], "none", NUM_CHECKED * len(world.SKILLS), shift=False)
     questions = [world.draw_of_skill(rng, world.SKILLS[i % len(world.SKILLS)]) for i in range(len(asked.cells))]
-    answers = tinymodels.ask(place, asked.pictures, [question.text for question in questions])
+    answers = checks.ask(place, asked.pictures, [question.text for question in questions])
     right = [world.answer(q, cells) == said for q, cells, said in zip(questions, asked.cells, answers, strict=True)]
     accuracy = sum(right) / len(right)
     if accuracy < LEAST_TEACHER_ACCURACY:
@@ -152,7 +154,7 @@ def fingerprint(seed: int) -> str:
     """Changes with the seed and with the code that makes the parts, so that an old part is never taken for a new
     one."""
     digest = hashlib.sha256(str(seed).encode())
-    for name in ("world.py", "inputs.py", "tinymodels.py", "prepare.py"):
+    for name in ("world.py", "inputs.py", "tinymodels.py", "checks.py", "prepare.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
 

@@ -6,6 +6,13 @@ import pytest
 import versity
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test on a machine may have to build the server."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[versity.Server]:
     """A real S3 server, for as long as the tests run. Without one, tests skip on a laptop and fail in CI."""

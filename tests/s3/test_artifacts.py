@@ -14,7 +14,7 @@ from comd_api.artifact import FileEntry, Manifest
 from comd_api.run import S3Options
 from comd_api.status import ArtifactRef
 from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact, open_ref, publish
-from comd_trainer.store.hashing import in_parallel
+from comd_trainer.store.hashing import in_parallel, sha256_of
 from comd_trainer.store.stores import Store, open_store
 
 PREFIX = "default/run/round-1/tune/0123456789abcdef"
@@ -175,14 +175,15 @@ def test_damage_after_the_first_look_is_found_too(tmp_path: Path) -> None:
 
 
 def test_a_file_is_hashed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from comd_trainer.store import artifacts
-
     place = Place(open_store(f"file://{tmp_path}/root", S3Options()), tmp_path / "root", "")
     published(place, tmp_path)
-    hashed: list[Path] = []
-    monkeypatch.setattr(
-        artifacts, "sha256_of", lambda path, real=artifacts.sha256_of: (hashed.append(path), real(path))[1]
-    )
+    hashed: list[str | Path] = []
+
+    def counted(path: str | Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr("comd_trainer.store.artifacts.sha256_of", counted)
     for _ in range(3):
         reopened(place, tmp_path / "cache").folder()
     assert len(hashed) == len(FILES)

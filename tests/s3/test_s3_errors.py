@@ -28,11 +28,23 @@ def operations(store: Store, folder: Path) -> dict[str, Callable[[], object]]:
         "write if absent": lambda: store.write("a", b"x", if_absent=True),
         "upload": lambda: store.upload(local, "a"),
         "download": lambda: store.download("a", folder / "down"),
+        "download of known size": lambda: store.download("a", folder / "down", size=1),
         "delete": lambda: store.delete("a"),
     }
 
 
-OPERATIONS = ["list", "stat", "exists", "read", "write", "write if absent", "upload", "download", "delete"]
+OPERATIONS = [
+    "list",
+    "stat",
+    "exists",
+    "read",
+    "write",
+    "write if absent",
+    "upload",
+    "download",
+    "download of known size",
+    "delete",
+]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

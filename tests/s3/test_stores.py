@@ -136,6 +136,9 @@ def test_files_go_up_and_down_whole_and_are_counted(store: Store, tmp_path: Path
     store.download("x/big", back, on_bytes=down.append)
     assert back.read_bytes() == local.read_bytes()
     assert (sum(up), sum(down)) == (size, size)
+    store.download("x/big", back, size=size, on_bytes=down.append)
+    assert back.read_bytes() == local.read_bytes()
+    assert sum(down) == 2 * size
     found = store.stat("x/big")
     assert found is not None
     assert found.size == size

@@ -19,7 +19,7 @@ from comd_trainer.store.file_store import FileStore
 from comd_trainer.store.stores import open_store
 
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["comd_trainer.engine.preload", "tiny"])
+SPAWN.set_forkserver_preload(["comd_trainer.preload", "tiny"])
 NUM_ROWS = 20
 BATCH_SIZE = 8
 NUM_STEPS = 3
@@ -117,6 +117,7 @@ def _rank(cases: list[Case], folder: str, meeting: str, rank: int, world_size: i
         import traceback
 
         traceback.print_exc()
+        (Path(folder) / f"error-{rank}.txt").write_text(traceback.format_exc())
         os._exit(1)  # As the worker does: no finalizer that waits for the other ranks.
     dist.destroy_process_group()
 

@@ -1,6 +1,7 @@
 """A trainer without models: the command line of `comd-trainer run`, and a script of what to do, for the tests of the local runner.
 
-The script is a JSON file named by FAKE_TRAINER: {"round-1/1": "crash"} does that in stage round-1's attempt 1; every other attempt ends well.
+The script is a JSON file named by FAKE_TRAINER: {"round-1/1": "crash"} does that in stage round-1's attempt 1;
+every other attempt ends well.
 """
 
 import argparse

@@ -39,7 +39,7 @@ class ScriptedModel:
     limit: int | None = None
     """Calls after which the process dies, as it were."""
 
-    def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:
+    def plan(self, requests: Sequence[Request], _: Decoding) -> list[list[Request]]:
         return [list(requests[start : start + self.batch]) for start in range(0, len(requests), self.batch)]
 
     def generate(self, requests: Sequence[Request], decoding: Decoding, on_done: Callable[[list[Reply]], None]) -> None:

@@ -3,13 +3,12 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rule_examples import manifest
-
 from comd_api.run import DistillationRun, Storage
 from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef, ExitClass, RunStatus, Score
 from comd_operator.decide import Child, Decision, decide
 from comd_operator.planner import JobPlan
+from tests.unit.rule_examples import manifest
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ZERO = "sha256:" + "0" * 64

@@ -3,6 +3,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,19 @@ def test_a_key_that_is_no_digest_is_a_mistake(store: Store) -> None:
         CallCache(store, "calls").append([("an instruction", {})])
 
 
-@pytest.mark.parametrize("damage", [b"", b'["aa", {"text": "forged"}]\n', "cut", "longer"])
+@pytest.mark.parametrize(
+    "damaged",
+    [lambda _: b"", lambda _: b'["aa", {"text": "forged"}]\n', lambda data: data[:-3], lambda data: data + data],
+    ids=["empty", "forged", "cut", "longer"],
+)
 def test_a_torn_shard_is_left_out_and_named(
-    store: Store, damage: bytes | str, caplog: pytest.LogCaptureFixture
+    store: Store, damaged: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = CallCache(store, "calls")
     cache.append([(key(1), {"text": "one"})])
     torn = next(store.list("calls")).path
-    data = store.read(torn)
     cache.append([(key(2), {"text": "two"})])
-    store.write(
-        torn, {"cut": data[:-3], "longer": data + data}.get(damage, damage) if isinstance(damage, str) else damage
-    )
+    store.write(torn, damaged(store.read(torn)))
     store.write("calls/notes.txt", b"not ours")
     store.write("calls/" + "0" * 64 + ".jsonl.part", b"not ours")
     with caplog.at_level(logging.WARNING):

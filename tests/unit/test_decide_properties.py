@@ -5,12 +5,12 @@ from datetime import timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from runs import World, ended, make_run, student_score
 
-from comd_api.status import RunStatus
+from comd_api.status import ExitClass, RunStatus
 from comd_operator.decide import Child, decide
+from tests.unit.runs import World, ended, make_run, student_score
 
-EXIT_CLASSES = ("Done", "UserError", "BadData", "TryAgain", "Failed", "OutOfMemory")
+EXIT_CLASSES: tuple[ExitClass, ...] = ("Done", "UserError", "BadData", "TryAgain", "Failed", "OutOfMemory")
 FAR = st.floats(0.0, 2000.0)
 
 RUNS = st.fixed_dictionaries(
@@ -73,7 +73,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.live)
     @rule(exit_class=st.sampled_from(EXIT_CLASSES), score=st.sampled_from([0.1, 0.5, 0.9]), data=st.data())
-    def job_ends(self, exit_class: str, score: float, data: st.DataObject) -> None:
+    def job_ends(self, exit_class: ExitClass, score: float, data: st.DataObject) -> None:
         child = data.draw(st.sampled_from(sorted(self.world.live, key=lambda child: child.name)))
         job = next(job for job in self.world.jobs if job.name == child.name)
         scores = [student_score(score)] if exit_class == "Done" else []
@@ -81,7 +81,7 @@ class Interleavings(RuleBasedStateMachine):
             job,
             exit_class,
             at=self.world.now,
-            scores=scores,  # type: ignore[arg-type]
+            scores=scores,
         )
 
     @precondition(lambda self: self.world.children)
@@ -138,7 +138,7 @@ TestInterleavings = Interleavings.TestCase
 
 @settings(max_examples=80, deadline=None)
 @given(changes=RUNS, ends=st.lists(st.sampled_from(EXIT_CLASSES), max_size=40))
-def test_every_run_ends(changes: dict[str, object], ends: list[str]) -> None:
+def test_every_run_ends(changes: dict[str, object], ends: list[ExitClass]) -> None:
     """Whatever fails: once preemptions stop coming, the run comes to an end, having asked for every Job at most once."""
     world = World(make_run(**changes))
     script = iter(ends)
@@ -147,7 +147,7 @@ def test_every_run_ends(changes: dict[str, object], ends: list[str]) -> None:
         if world.status.phase in ("Succeeded", "Failed"):
             break
         if world.live:
-            world.end(next(script, "Done"), after=5.0)  # type: ignore[arg-type]
+            world.end(next(script, "Done"), after=5.0)
         else:
             assert decision.requeue_after is not None or decision.create, "somebody must look again"
             world.step(seconds=(decision.requeue_after or 0.0))

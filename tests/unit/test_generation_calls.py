@@ -2,9 +2,6 @@
 of ranks."""
 
 import json
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_generation_endpoint import echo, serving
 
 from comd_api.exit_codes import BadDataError, UserError
 from comd_api.profile import resolve
 from comd_api.recipe import Decoding
-from comd_api.roles import Checkpoint, Endpoint, Model
+from comd_api.roles import Checkpoint, Endpoint, Model, SecretKeyRef
 from comd_api.run import RunSpec, S3Options, Storage
 from comd_api.stage import StageConfig
 from comd_trainer.context import PhaseContext, Preempted, Progress
@@ -26,12 +24,11 @@ from comd_trainer.generation import sharing
 from comd_trainer.generation.answering import answer_items
 from comd_trainer.generation.base import Reply, Request, fingerprint_of
 from comd_trainer.generation.calls import cached_generate
-from comd_trainer.generation.likelihood import score_answers
+from comd_trainer.generation.endpoint import EndpointGenerator
 from comd_trainer.generation.transformers import TransformersGenerator
-from comd_trainer.models.prompts import encode_answer, encode_prompt
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import open_store
-from tiny import ask, load_tiny, save_tiny_llava, tiny_image
+from tiny import ask, save_tiny_llava, tiny_image
 
 TEACHER = Model(checkpoint=Checkpoint(source="models/llava"))
 GREEDY = Decoding(temperature=0.0, max_new_tokens=8, batch_size=4)
@@ -274,6 +271,40 @@ def test_a_checkpoint_folder_answers_like_the_role(root: Path, models: Path) -> 
     assert [answer.text for answer in folder] == [answer.text for answer in role]
 
 
+def test_an_endpoint_is_asked_once_and_its_answers_are_kept(root: Path) -> None:
+    with serving(echo) as service:
+        model = Model(endpoint=service.endpoint(concurrency=2))
+        print_of = fingerprint_of(model, {})
+        answers, made = teach(context(root), items(), model=model, fingerprint=print_of)
+    assert made == 14
+    assert service.most <= 2
+    assert [answer.text for answer in answers] == [f"you said {item.instruction}".strip() for item in items()]
+    again, made = teach(context(root, partial="runs/other"), items(), model=model, fingerprint=print_of)
+    assert (again, made) == (answers, 0), "the service is gone, and nobody misses it"
+
+
+def test_an_endpoint_without_its_key_is_the_users_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMD_SECRET_JUDGE_KEY", raising=False)
+    ref = SecretKeyRef(name="judge", key="key")
+    model = Model(endpoint=Endpoint(url="http://127.0.0.1:1/v1", model="m", api_key_secret_ref=ref))
+    with pytest.raises(UserError, match=r"spec\.teacher\.endpoint\.apiKeySecretRef.*COMD_SECRET_JUDGE_KEY"):
+        teach(context(root), items(), model=model)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "world", "shares"), [(5, 2, [3, 2]), (4, 2, [2, 2]), (1, 3, [1]), (3, 3, [1, 1, 1])]
+)
+def test_ranks_share_an_endpoints_concurrency(root: Path, concurrency: int, world: int, shares: list[int]) -> None:
+    model = Model(endpoint=Endpoint(url="http://127.0.0.1:1/v1", model="m", concurrency=concurrency))
+    workers = min(world, opening.max_ranks(model) or world)
+    assert workers == len(shares)
+    for rank, share in enumerate(shares):
+        ctx = context(root, rank=rank, world_size=world)
+        generator = opening.open_generator(ctx, model, role="teacher", field="spec.teacher")
+        assert isinstance(generator, EndpointGenerator)
+        assert generator.concurrency == share
+
+
 def test_asking_again_with_another_seed_gives_another_reply(root: Path) -> None:
     ctx = context(root)
 
@@ -329,111 +360,3 @@ def test_fingerprints() -> None:
     prints = {fingerprint_of(service, {}) for service in services}
     assert len(prints) == 4
     assert all(len(one) == 71 and one.startswith("sha256:") for one in prints)
-
-
-# Likelihoods
-
-
-def scored(ctx: PhaseContext, rows: list[tuple[Item, str]], models: Path, **options: Any) -> list[float]:
-    options = {"fingerprint": "sha256:m", **options}
-    return score_answers(ctx, checkpoint=models / "llava", rows=rows, field="spec.assessor.model", **options)
-
-
-def answer_rows() -> list[tuple[Item, str]]:
-    return [(item, "red " * (index % 5) + str(index)) for index, item in enumerate(items())] + [
-        (items()[2], ""),
-        (items()[2], "blue"),
-    ]
-
-
-def test_likelihoods_are_means_over_answer_and_end_mark(root: Path, models: Path) -> None:
-    ctx = context(root)
-    values = scored(ctx, answer_rows(), models, batch_size=5)
-    loaded, images = load_tiny(models / "llava"), opening.open_images(ctx)
-    for (item, answer), value in zip(answer_rows(), values, strict=True):
-        inputs = encode_prompt(loaded, item.turns, images.open(item.image) if item.image else None)
-        wanted = encode_answer(loaded, answer)
-        ids = torch.cat([inputs["input_ids"], torch.tensor([wanted])], dim=1)
-        pixels = {"pixel_values": inputs["pixel_values"]} if "pixel_values" in inputs else {}
-        with torch.no_grad():
-            logits = loaded.model(input_ids=ids, **pixels).logits[0, -len(wanted) - 1 : -1].double()
-        mean = logits.log_softmax(-1)[range(len(wanted)), wanted].mean().item()
-        assert value == pytest.approx(mean, abs=2e-5)
-        assert value < 0
-        assert value == round(value, 6)
-
-
-def test_likelihoods_do_not_depend_on_the_batch(root: Path, models: Path) -> None:
-    alone = scored(context(root), answer_rows(), models, batch_size=1, fingerprint="sha256:a")
-    together = scored(context(root), answer_rows(), models, batch_size=16, fingerprint="sha256:b")
-    assert together == pytest.approx(alone, abs=2e-6)
-
-
-def test_likelihoods_are_kept(root: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = scored(context(root), answer_rows(), models)
-    forbid(monkeypatch, "load_model")
-    assert scored(context(root), answer_rows()[::-1], models)[::-1] == values
-
-
-def test_a_model_that_gives_no_number_is_bad_data(root: Path, models: Path) -> None:
-    opening._kept.clear()
-    loaded = opening.load_on_device(context(root), models / "llava", field="f")
-    loaded.model.get_output_embeddings().weight.data.fill_(float("nan"))
-    with pytest.raises(BadDataError, match=r"spec\.assessor\.model: the model gives no number"):
-        scored(context(root), answer_rows(), models)
-    opening._kept.clear()
-
-
-# Ranks
-
-
-def rank_main(root: str, rank: int, port: int, world_size: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
-    ctx = context(Path(root), rank=rank, world_size=world_size)
-    counted: list[int] = []
-    real = TransformersGenerator._answer
-
-    def count(self: TransformersGenerator, batch: list[Request], *rest: Any) -> list[Reply]:
-        counted.append(len(batch))
-        return real(self, batch, *rest)
-
-    TransformersGenerator._answer = count  # type: ignore[method-assign]
-    answers, made = teach(ctx, items(), SAMPLED)
-    means = scored(ctx, answer_rows(), Path(root) / "models", batch_size=3)
-    again, made_again = teach(ctx, items(), SAMPLED)
-    assert again == answers
-    report = {
-        "texts": [answer.text for answer in answers],
-        "made": made,
-        "again": made_again,
-        "counted": counted,
-        "means": means,
-    }
-    (Path(root) / f"rank-{rank}.json").write_text(json.dumps(report))
-    torch.distributed.destroy_process_group()
-
-
-def test_ranks_share_the_work_and_see_the_same(root: Path, models: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=rank_main, args=(str(root), rank, port, 2)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=200)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    first, second = (json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(2))
-    assert first["counted"] == [4, 4], "batches 0 and 2 of [4, 4, 4, 2]"
-    assert second["counted"] == [4, 2]
-    for report in (first, second):
-        assert report["made"] == report["again"] == 14
-    assert first["texts"] == second["texts"]
-    assert first["means"] == second["means"]
-    # One rank alone says the same.
-    (root / "cache").rename(root / "cache-of-two")
-    alone, _ = teach(context(root), items(), SAMPLED)
-    assert [answer.text for answer in alone] == first["texts"]
-    assert scored(context(root), answer_rows(), models, batch_size=3) == first["means"]

@@ -157,7 +157,8 @@ def test_a_plan_survives_the_loss_of_batches(root: Path, data: st.DataObject, si
     plan = model.plan(requests, decoding)
     assert sorted(request.key for batch in plan for request in batch) == sorted(request.key for request in requests)
     kept = [batch for batch in plan if data.draw(st.booleans())]
-    left = data.draw(st.permutations([request for batch in kept for request in batch]))
+    left = [request for batch in kept for request in batch]
+    random.Random(data.draw(st.integers(0, 9))).shuffle(left)
     assert model.plan(left, decoding) == kept
 
 

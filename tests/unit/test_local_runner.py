@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from rule_examples import manifest
+
+from tests.unit.rule_examples import manifest
 
 DRIVER = Path(__file__).with_name("local_driver.py")
 FAST = {"rounds__count": 1, "retry": {"limit": 1, "backoffSeconds": 0}}
@@ -52,7 +53,8 @@ class Bench:
         return process.returncode, out, err
 
     def status(self) -> dict[str, Any]:
-        return yaml.safe_load((self.work / "status.yaml").read_text())["status"]
+        status: dict[str, Any] = yaml.safe_load((self.work / "status.yaml").read_text())["status"]
+        return status
 
     def ran(self) -> list[str]:
         """`stage/attempt` of every trainer that was started. The file is gone with the scratch folder of a run that succeeded."""
@@ -196,14 +198,19 @@ def test_a_second_ctrl_c_kills(bench: Bench) -> None:
 
 def test_after_a_kill_9_the_trainer_ends_and_the_next_run_goes_on(bench: Bench) -> None:
     bench.script(round_1__1="hang")
+    begun = time.monotonic()
     process = bench.start()
     bench.wait_for(bench.hanging)
     trainer = bench.trainer()
     process.kill()
     process.communicate()
     bench.wait_for(lambda: not alive(trainer))
+    dead = time.monotonic()
+    time.sleep(4.0)
+    dead = time.monotonic() - dead
     code, _, err = bench.run()
     assert code == 0, err
+    assert bench.status()["activeSeconds"] < time.monotonic() - begun - dead + 2.0, "nobody was active in between"
     stages = bench.status()["stages"]
     assert [stage["attempt"] for stage in stages] == [1, 1, 2]
     assert stages[-1]["failures"] == 0
@@ -217,13 +224,14 @@ def test_the_next_run_waits_for_an_orphan(bench: Bench) -> None:
     process.kill()
     process.communicate()
     following = bench.start()
-    time.sleep(1.0)
+    assert following.stderr is not None
+    said = next((line for line in following.stderr if "Waiting: the trainer of an earlier comd run" in line), None)
+    assert said is not None, "it goes on without waiting"
     assert alive(trainer)
     assert bench.ran()[-1] == "round-1/1"
     os.kill(trainer, signal.SIGKILL)
     _, err = following.communicate(timeout=20)
     assert following.returncode == 0, err
-    assert "Waiting: the trainer of an earlier comd run" in err
 
 
 def test_two_runs_in_one_folder_are_refused(bench: Bench) -> None:

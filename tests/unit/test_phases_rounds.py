@@ -1,5 +1,6 @@
 """Whole rounds with scripted models: pools, restarts, controls (method section 12, "Checks worth having")."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +37,44 @@ ROUNDS = {
 }
 
 
+GOLDEN = [
+    "bank/1",
+    "bank/7",
+    "bank/5",
+    "bank/11",
+    "bank/9",
+    "bank/14",
+    "bank/20",
+    "bank/12",
+    "bank/57",
+    "bank/46",
+    "seed/s4",
+    "seed/s8",
+    "seed/s11",
+]
+
+
 def number_in(text: str) -> int:
     return int("".join(letter for letter in text if letter.isdigit()) or "0")
 
 
-def teacher(request: Request, decoding: Decoding) -> str:
+def teacher(request: Request, _: Decoding) -> str:
     return f"it is {number_in(request.turns[-1].text)}"
 
 
-def student(request: Request, decoding: Decoding) -> str:
+def student(request: Request, _: Decoding) -> str:
     """Right on even numbers only."""
     number = number_in(request.turns[-1].text)
     return f"it is {number}" if number % 2 == 0 else "no idea"
 
 
-def judge(request: Request, decoding: Decoding) -> str:
+def judge(request: Request, _: Decoding) -> str:
     text = request.turns[-1].text
     teacher_first = "no idea" in text.split("[Answer B]")[1]
     return 'One of them knows.\n{"a": 9, "b": 2}' if teacher_first else 'One of them knows.\n{"a": 2, "b": 9}'
 
 
-def augmentor(request: Request, decoding: Decoding) -> str:
+def augmentor(request: Request, _: Decoding) -> str:
     words = ["apple", "bridge", "candle", "dragon", "engine", "forest", "guitar", "hammer"]
     drawn = [words[(request.seed >> shift) % 8] for shift in (0, 3, 6, 9, 12)]
     return f"Where do {' '.join(drawn)} {request.seed % 1000} meet?"
@@ -147,7 +165,7 @@ def test_a_restart_gives_the_same_pools_byte_for_byte(
 def test_an_augmentor_that_repeats_itself_ends_with_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripts = {**SCRIPTS, "augmentor": lambda request, decoding: "What is in the very middle?"}
+    scripts = {**SCRIPTS, "augmentor": lambda _request, _decoding: "What is in the very middle?"}
     world = chat_world(tmp_path, monkeypatch, scripts=scripts)
     with pytest.raises(BadDataError, match=r"made 2 of 6 hard items in 18 attempts.*maxAttemptsFactor.*rouge 16"):
         world.play_round(1, None)
@@ -194,7 +212,7 @@ def test_a_judge_that_never_parses_is_asked_again_and_then_refused(
 ) -> None:
     temperatures: list[float | None] = []
 
-    def mumbling(request: Request, decoding: Decoding) -> str:
+    def mumbling(_: Request, decoding: Decoding) -> str:
         temperatures.append(decoding.temperature)
         return "A gets 9 of 10, B gets 3."
 
@@ -265,3 +283,70 @@ def test_evaluation_scores_student_and_teacher(tmp_path: Path, monkeypatch: pyte
     predictions = rows_of(made, "predictions.jsonl")
     assert [row["correct"] for row in predictions[:4]] == [True, False, True, False]
     assert len(predictions) == 20
+
+
+def test_reference_compares_with_known_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**row, "answer": f"It is {index}"} for index, row in enumerate(SEED_ROWS)]
+    made = chat_world(tmp_path, monkeypatch, seed_rows=rows, assessor={"type": "Reference"}).play_round(1, None)
+    hard = [row for row in rows_of(made["assess"], "verdicts.jsonl") if row["label"] == "hard"]
+    assert hard
+    assert all((row["teacher"], row["student"], row["gap"]) == (10.0, 1.0, 9.0) for row in hard)
+    unknown = [{key: value for key, value in row.items() if key != "answer"} for row in SEED_ROWS]
+    world = chat_world(tmp_path / "unknown", monkeypatch, seed_rows=unknown, assessor={"type": "Reference"})
+    with pytest.raises(BadDataError, match="no known answer to compare with"):
+        world.play_round(1, None)
+
+
+def test_likelihood_scores_only_differing_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[str] = []
+
+    def score_answers(_: Any, *, rows: Any, **__: Any) -> list[float]:
+        scored.extend(text for _, text in rows)
+        return [0.0 if text.startswith("it is") else -50.0 for _, text in rows]
+
+    monkeypatch.setattr("comd_trainer.generation.likelihood.score_answers", score_answers)
+    made = chat_world(tmp_path, monkeypatch, assessor={"type": "Likelihood"}).play_round(1, None)
+    hard = [row for row in rows_of(made["assess"], "verdicts.jsonl") if row["label"] == "hard"]
+    assert len(scored) == 2 * len(hard)
+    assert all((row["teacher"], row["gap"]) == (10.0, pytest.approx(9.0)) for row in hard)
+
+
+def test_golden_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change here means that runs of an older version are not continued but begun anew: raise `keys.KEY_FORMAT` with it."""
+    made = chat_world(tmp_path, monkeypatch, augmentor={"type": "Retrieval"}, bank_rows=BANK_ROWS).play_round(1, None)
+    assert [row["id"] for row in rows_of(made["augment"], "train.jsonl")] == GOLDEN
+
+
+def test_unanswerable_candidates_are_turned_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checker(request: Request, decoding: Decoding) -> str:
+        text = request.turns[-1].text
+        if "yes or no" not in text:
+            return judge(request, decoding)
+        return "No." if number_in(text) % 3 == 0 else "Yes."
+
+    chat = {"type": "Chat", "chat": {"checkAnswerable": True}}
+    world = chat_world(tmp_path, monkeypatch, augmentor=chat, scripts={**SCRIPTS, "assessor": checker})
+    made = world.play_round(1, None)
+    new = rows_of(made["augment"], "new.jsonl")
+    assert len(new) == 10
+    assert all(number_in(row["turns"][0]["text"]) % 3 for row in new)
+    assert "unanswerable" in {
+        reason for reasons in made["augment"].meta["rejectedByReason"].values() for reason in reasons
+    }
+
+
+def test_annotations_stand_in_for_images_and_point_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = {"type": "Chat", "chat": {"image": "Overlapping"}}
+    world = chat_world(tmp_path, monkeypatch, augmentor=chat, data={"annotations": "boxes.jsonl"})
+    world.fingerprints["boxes.jsonl"] = "sha256:" + "f" * 64
+    boxes = [{"label": "dog", "box": [0, 0, 1, 1]}]
+    rows = [{"image": f"{n}.png", "captions": [f"Caption {n}."], "boxes": boxes} for n in (1, 3)]
+    (tmp_path / "store" / "boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = world.play_round(1, None)
+    for role in ("assessor", "augmentor"):
+        for request in world.asked[role]:
+            assert (request.image is None) == ("Caption" in request.turns[0].text)
+    parents = {row["id"]: row["image"] for row in rows_of(made["teach"], "items.jsonl")}
+    moved = {(parents[row["parent"]], row["image"]) for row in rows_of(made["augment"], "new.jsonl")}
+    assert moved <= {("1.png", "3.png"), ("3.png", "1.png"), ("0.png", "0.png"), ("2.png", "2.png")}
+    assert moved & {("1.png", "3.png"), ("3.png", "1.png")}

@@ -7,6 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
 from comd_api.exit_codes import BadDataError
 from comd_trainer.data.annotations import Annotation, Box
 from comd_trainer.data.rows import Item, Turn, Verdict
@@ -20,9 +24,6 @@ from comd_trainer.pools.prompts import answerable_turns, augment_turns, says_yes
 from comd_trainer.pools.retrieval import TextIndex, pick_easy, retrieve_hard
 from comd_trainer.pools.selection import draw, sample_for_assessment, unused
 from comd_trainer.pools.update import next_cache, next_train, round_half_up
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rouge_score import rouge_scorer
 
 
 def item(id: str, text: str = "What is this thing?", image: str | None = "a.png", round_: int = 0) -> Item:
@@ -30,10 +31,15 @@ def item(id: str, text: str = "What is this thing?", image: str | None = "a.png"
 
 
 def items(count: int, *, start: int = 0, round_: int = 0) -> list[Item]:
-    return [item(f"r{round_}-{n}", f"Question number {n} of round {round_}?", round_=round_) for n in range(start, start + count)]
+    return [
+        item(f"r{round_}-{n}", f"Question number {n} of round {round_}?", round_=round_)
+        for n in range(start, start + count)
+    ]
 
 
-POOLS = st.builds(lambda old, mid, new: items(old) + items(mid, round_=1) + items(new, round_=2), *[st.integers(0, 12)] * 3)
+POOLS = st.builds(
+    lambda old, mid, new: items(old) + items(mid, round_=1) + items(new, round_=2), *[st.integers(0, 12)] * 3
+)
 
 
 @given(POOLS, st.integers(1, 40), st.integers(0, 5))
@@ -50,7 +56,9 @@ def test_the_sample_holds_the_newest_and_nothing_twice(pool: list[Item], size: i
 def test_round_1_has_no_newest_items() -> None:
     pool = items(40)
     assert len(sample_for_assessment(pool, round=1, sample_size=5, seed=0)) == 5
-    samples = {tuple(each.id for each in sample_for_assessment(pool, round=1, sample_size=5, seed=seed)) for seed in range(5)}
+    samples = {
+        tuple(each.id for each in sample_for_assessment(pool, round=1, sample_size=5, seed=seed)) for seed in range(5)
+    }
     assert len(samples) == 5
 
 
@@ -63,7 +71,9 @@ def test_unused_bank_items_are_new_by_id_and_by_question() -> None:
         item("bank/4", "What is this?", "c.png"),
     ]
     assert [each.id for each in unused(bank, pool)] == ["bank/3"]
-    follow_up = replace(bank[2], turns=(Turn(role="user", text="a"), Turn(role="assistant", text="b"), *bank[2].turns))
+    follow_up = replace(
+        bank[2], id="bank/5", turns=(Turn(role="user", text="a"), Turn(role="assistant", text="b"), *bank[2].turns)
+    )
     assert unused([follow_up], [bank[2]]) == [follow_up], "the history is part of the question"
 
 
@@ -132,7 +142,7 @@ def test_gap_draws_by_weight() -> None:
         ("New instruction: what colour is it?", "meta"),
         ("What does the given instruction ask for?", "meta"),
         ("What is <image> about, really?", "meta"),
-        ("As an AI model, what do you see?", None),
+        ("As an AIDS ribbon, what colour is it?", None),
         ("As an AI, what do you see?", "meta"),
         ("What instruction does the sign give?", None),
         ("What question is the man asking?", None),
@@ -153,7 +163,12 @@ def test_filters_survive_anything(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "cleaned"),
-    [(' "What is it?"\n', "What is it?"), ("'Why?' or 'how?'", "'Why?' or 'how?'"), ('"', '"'), ("`Say why.`", "Say why.")],
+    [
+        (' "What is it?"\n', "What is it?"),
+        ("'Why?' or 'how?'", "'Why?' or 'how?'"),
+        ('"', '"'),
+        ("`Say why.`", "Say why."),
+    ],
 )
 def test_clean(text: str, cleaned: str) -> None:
     assert clean(text) == cleaned
@@ -170,7 +185,7 @@ def slowest_neighbour(older: list[str], text: str, threshold: float) -> float | 
     return best if best > threshold else None
 
 
-TEXTS = st.lists(st.sampled_from("a b c d e f g the".split()), max_size=9).map(" ".join)
+TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "the"]), max_size=9).map(" ".join)
 
 
 @settings(max_examples=300)
@@ -263,7 +278,9 @@ def test_accepted_items_are_new_to_each_other_on_an_image() -> None:
     assert all(each.neighbour in texts and each.rouge is not None and each.rouge > 0.7 for each in rejected)
 
 
-@pytest.mark.parametrize(("text_of", "reasons"), [(lambda a: "What is this thing?", "rouge 14"), (lambda a: "", "short 15")])
+@pytest.mark.parametrize(
+    ("text_of", "reasons"), [(lambda _: "What is this thing?", "rouge 14"), (lambda _: "", "short 15")]
+)
 def test_a_generator_that_repeats_itself_ends(text_of: Any, reasons: str) -> None:
     it = branch(5)
     with pytest.raises(BadDataError, match=rf"of 5 hard items in 15 attempts.*maxAttemptsFactor.*{reasons}"):
@@ -272,9 +289,7 @@ def test_a_generator_that_repeats_itself_ends(text_of: Any, reasons: str) -> Non
 
 def test_objections_are_reasons() -> None:
     it, novelty = branch(1), Novelty(rouge_threshold=0.7, scope="Image", max_repeats=50)
-    it.offer(
-        Proposal(attempt=0, image=None, text="What is this?", finish="stop", objection="unanswerable"), novelty
-    )
+    it.offer(Proposal(attempt=0, image=None, text="What is this?", finish="stop", objection="unanswerable"), novelty)
     assert reasons_of(it.candidates) == {"hard": {"unanswerable": 1}}
 
 
@@ -301,9 +316,7 @@ def test_retrieval_takes_the_most_similar_and_none_twice() -> None:
     bank = bank_of("count the red wheels", "count the wheels", "name the city", "what colour is the sky")
     parents = Parents([item("p", "Count the wheels!")], order="Cycle", seed=0, names=("hard", 3))
     found = retrieve_hard(bank, parents, wanted=3, round=3, seed=0)
-    assert [each.instruction for each in found] == ["count the wheels", "count the red wheels", "what colour is the sky"][:2] + [
-        found[2].instruction
-    ]
+    assert [each.instruction for each in found[:2]] == ["count the wheels", "count the red wheels"]
     assert found[2].instruction in ("name the city", "what colour is the sky"), "they share `the`"
     assert {(each.origin, each.round, each.parent) for each in found} == {("hard", 3, "p")}
     assert len(retrieve_hard(bank, parents, wanted=99, round=3, seed=0)) == 4
@@ -352,7 +365,12 @@ def annotated(image: str, *labels: str) -> Annotation:
 def test_overlapping_images() -> None:
     known = {
         each.image: each
-        for each in (annotated("a", "dog", "cat", "car"), annotated("b", "dog", "cat", "bus"), annotated("c", "dog"), annotated("d", "kite"))
+        for each in (
+            annotated("a", "dog", "cat", "car"),
+            annotated("b", "dog", "cat", "bus"),
+            annotated("c", "dog"),
+            annotated("d", "kite"),
+        )
     }
     images = OverlappingImages({"a", "b", "c", "d", "unknown"}, known)
     assert [images.choose("a", visit=visit) for visit in range(3)] == ["b", "c", "b"]
@@ -373,13 +391,23 @@ def test_augmentor_prompts() -> None:
     (asked,) = answerable_turns("Why?", has_image=False, annotation=None)
     assert "image" not in bare.text + asked.text
     history = (Turn(role="user", text="Is it a bus?"), Turn(role="assistant", text="Yes."))
-    (follow,) = augment_turns(replace(parent, turns=(*history, *parent.turns)), branch="hard", has_image=True, annotation=None)
+    (follow,) = augment_turns(
+        replace(parent, turns=(*history, *parent.turns)), branch="hard", has_image=True, annotation=None
+    )
     assert "User: Is it a bus?\nAssistant: Yes." in follow.text
 
 
 @pytest.mark.parametrize(
     ("reply", "yes"),
-    [("Yes", True), ("yes, it does", True), ("**Yes.**", True), ("No", False), ("yesterday", False), ("I think yes", False), ("", False)],
+    [
+        ("Yes", True),
+        ("yes, it does", True),
+        ("**Yes.**", True),
+        ("No", False),
+        ("yesterday", False),
+        ("I think yes", False),
+        ("", False),
+    ],
 )
 def test_says_yes(reply: str, yes: bool) -> None:
     assert says_yes(reply) is yes

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -147,14 +148,14 @@ def test_snapshots_fingerprints_and_a_hub_that_is_away(tmp_path: Path, endpoint:
 def test_what_the_hub_refuses(tmp_path: Path, endpoint: str, source: str, code: int, says: str) -> None:
     for answer in ask(tmp_path, endpoint, f"folder={source}", f"fingerprint={source}"):
         assert answer[0] == code, answer
-        assert str(answer[1]).startswith(f"spec.teacher.checkpoint: {source}") or says in str(answer[1])
+        assert re.fullmatch(rf"spec\.teacher\.checkpoint: .*{source}.*", str(answer[1]))
         assert says in str(answer[1])
 
 
 def test_a_hub_that_is_away_is_worth_another_try(tmp_path: Path) -> None:
     for answer in ask(tmp_path, "http://127.0.0.1:9", "folder=hf://owner/name", "fingerprint=hf://owner/name"):
         assert answer[0] == 75, answer
-        assert "can't be reached" in str(answer[1])
+        assert "does not serve" in str(answer[1])
 
 
 @pytest.mark.parametrize(

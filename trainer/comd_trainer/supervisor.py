@@ -177,7 +177,7 @@ class Supervisor:
             if name is not None:
                 refs[name] = artifact.ref(name)
             meta = artifact.meta
-            counts = counts.replace(**Counts.model_validate(meta.get("counts", {})).model_dump(exclude_none=True))
+            counts = counts.replace(**Counts.model_validate(meta.get("counts", {})).model_dump(by_alias=False, exclude_none=True))
             scores += [Score.model_validate(score) for score in meta.get("scores", [])]
             stop = meta.get("stop") or stop
         failed = exit_class != "Done"

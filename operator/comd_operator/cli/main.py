@@ -5,6 +5,7 @@ again to go on; 1 the run failed for another reason.
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return ExitCode.DONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"comd: {error.filename or 'the work dir'}: {error.strerror}; make room and run it again", file=sys.stderr
+        )
+        return ExitCode.TRY_AGAIN
     except KeyboardInterrupt:
         return ExitCode.TRY_AGAIN
 

@@ -54,7 +54,7 @@ class TrainerProcess:
         ]
         self._stop_asked = False
         self._ended: Child | None = None
-        with self.log.open("ab") as log:
+        with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,

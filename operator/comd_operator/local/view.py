@@ -1,5 +1,6 @@
 """What `comd run` shows while it works: a picture on a terminal, else one line per event and per interval."""
 
+import math
 import sys
 import time
 from typing import Any, Protocol, Self, TextIO
@@ -40,7 +41,7 @@ def open_view(*, quiet: bool, stream: TextIO = sys.stderr) -> View:
 class PlainView:
     def __init__(self, *, stream: TextIO, quiet: bool = False, interval: float = PLAIN_INTERVAL) -> None:
         self._stream, self._quiet, self._interval = stream, quiet, interval
-        self._last = 0.0
+        self._last = -math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +68,7 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._last = 0.0
+        self._last = -math.inf
 
     def __enter__(self) -> Self:
         self._live.__enter__()

@@ -23,7 +23,7 @@ def events(before: RunStatus, after: RunStatus) -> list[Event]:
         case "Succeeded":
             told.append(Event(type="Normal", reason="Succeeded", message=message))
         case "Failed":
-            told.append(Event(type="Warning", reason="Failed", message=message))
+            told.append(Event(type="Warning", reason="Failed", message=f"in stage {after.stage}, see above"))
         case "Suspended":
             told.append(Event(type="Normal", reason="Suspended", message=message))
         case "Running" if before.phase == "Suspended":

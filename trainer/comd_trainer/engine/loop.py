@@ -162,7 +162,8 @@ def start_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if training.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model: Any = loaded.model
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     groups = [
         {"params": [value for _, value in parameters if value.dim() >= 2], "weight_decay": training.weight_decay},
         {"params": [value for _, value in parameters if value.dim() < 2], "weight_decay": 0.0},

@@ -5,7 +5,7 @@ opens without code of ours.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -62,7 +62,7 @@ def compose(
     """
     tower = load_vision_tower(vision_folder, dtype=dtype)
     language = _load_part(AutoModelForCausalLM, language_folder, dtype=dtype, field=LANGUAGE_FIELD)
-    tokenizer = AutoTokenizer.from_pretrained(language_folder, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(language_folder, local_files_only=True)
     template = _chat_template(student, tokenizer, language_folder)
     if tokenizer.eos_token is None:
         raise UserError(
@@ -74,7 +74,7 @@ def compose(
     config = LlavaConfig(
         vision_config=tower.config.to_dict(),
         text_config=language.config.to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)),
         image_seq_length=geometry.num_tokens,
         projector_hidden_act="linear" if student.projector.type == "Linear" else "gelu",
         vision_feature_select_strategy=geometry.strategy,
@@ -85,9 +85,10 @@ def compose(
     model.generation_config = _generation_config(language, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
 
+    model.train(False)
     tokenizer.chat_template = None  # The processor's alone: two templates in one folder would be one too many.
-    processor = LlavaProcessor(
-        image_processor=AutoImageProcessor.from_pretrained(vision_folder, local_files_only=True),
+    processor = LlavaProcessor(  # type: ignore[no-untyped-call]
+        image_processor=AutoImageProcessor.from_pretrained(vision_folder, local_files_only=True),  # type: ignore[no-untyped-call]
         tokenizer=tokenizer,
         patch_size=geometry.patch_size,
         vision_feature_select_strategy=geometry.strategy,
@@ -95,11 +96,11 @@ def compose(
         chat_template=FLATTEN + template,
     )
     return LoadedModel(
-        model=model.eval(), processor=processor, kind="image-text-to-text", field="spec.student.composed"
+        model=model, processor=processor, kind="image-text-to-text", field="spec.student.composed"
     )
 
 
-def load_vision_tower(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+def load_vision_tower(folder: Path, *, dtype: torch.dtype) -> Any:
     """The vision half of a CLIP or SigLIP checkpoint, or a checkpoint that is a vision model alone."""
     config = load_config(folder, field=VISION_FIELD)
     if not hasattr(config, "vision_config") and not hasattr(config, "patch_size"):
@@ -126,7 +127,7 @@ class _Geometry:
             height, width = config.image_size
         self.patch_size = int(config.patch_size)
         # SigLIP has no class token to drop: "default" would drop a patch.
-        self.strategy = "default" if spec.features == "Patch" and has_class_token else "full"
+        self.strategy: Literal["default", "full"] = "default" if spec.features == "Patch" and has_class_token else "full"
         self.num_additional = int(has_class_token)
         num_patches = (height // self.patch_size) * (width // self.patch_size)
         self.num_tokens = num_patches + (1 if self.strategy == "full" and has_class_token else 0)
@@ -203,7 +204,7 @@ def _assemble(
 
 def _generation_config(language: Any, tokenizer: Any) -> GenerationConfig:
     """The language model's, with the tokens of our tokenizer; an end mark of its own (such as an end of turn) is kept."""
-    config = language.generation_config or GenerationConfig()
+    config: GenerationConfig = language.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     eos = sorted({tokenizer.eos_token_id, *(token for token in ends if token is not None)})
     config.eos_token_id = eos[0] if len(eos) == 1 else eos

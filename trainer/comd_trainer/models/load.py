@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from comd_api.exit_codes import UserError
 
 # A stage's log is JSON lines; bars of libraries would be noise in it.
-disable_progress_bar()
+disable_progress_bar()  # type: ignore[no-untyped-call]
 
 Kind = Literal["image-text-to-text", "causal-lm"]
 
@@ -72,8 +72,8 @@ def load_model(
     config = load_config(folder, trust_remote_code=trust_remote_code, field=field)
     check_safetensors(folder, field=field)
     kind: Kind = "image-text-to-text" if _sees_images(config) else "causal-lm"
-    auto_class = AutoModelForImageTextToText if kind == "image-text-to-text" else AutoModelForCausalLM
-    processor_class = AutoProcessor if kind == "image-text-to-text" else AutoTokenizer
+    auto_class: Any = AutoModelForImageTextToText if kind == "image-text-to-text" else AutoModelForCausalLM
+    processor_class: Any = AutoProcessor if kind == "image-text-to-text" else AutoTokenizer
     try:
         model, report = auto_class.from_pretrained(
             folder,
@@ -119,7 +119,8 @@ def refuse_missing(report: dict[str, Any], *, folder: Path, field: str) -> None:
     if missing or mismatched:
         first = (missing + mismatched)[0]
         raise UserError(
-            f"{field}: {folder.name} lacks {len(missing) + len(mismatched)} of the model's weights, such as {first}; give a whole checkpoint"
+            f"{field}: {folder.name} lacks {len(missing) + len(mismatched)} of the model's weights, such as {first}; "
+            "give a whole checkpoint"
         )
 
 

@@ -27,7 +27,8 @@ def prompt_text(processor: Any, turns: Sequence[Turn], *, image: bool, field: st
     The image stands first in the first user turn. Raises `UserError` for a model without chat template, and for an image
     with a model that takes none.
     """
-    assert turns and turns[-1].role == "user", "a prompt ends with a question"
+    assert turns, "a prompt has a question"
+    assert turns[-1].role == "user", "a prompt ends with a question"
     if not isinstance(processor, ProcessorMixin):
         if image:
             raise UserError(

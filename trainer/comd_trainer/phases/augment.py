@@ -108,8 +108,8 @@ def retrieve_new(
 
 
 def random_new(ctx: PhaseContext, cache: list[Item]) -> tuple[list[Item], dict[str, Any]]:
-    """`Random`: any bank items, as many as the competition would add to the train pool, so that both pay for equally many teacher
-    answers to learn from: its new ones, and the fresh ones that it compares."""
+    """`Random`: any bank items, as many as the competition would add to the train pool, so that both pay for equally
+    many teacher answers to learn from: its new ones, and the fresh ones that it compares."""
     rounds = ctx.spec.rounds
     wanted = rounds.augmentation.hard_items + rounds.augmentation.easy_items + rounds.assessment.fresh_items
     bank, report = read_bank(ctx)

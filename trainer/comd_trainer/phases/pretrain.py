@@ -14,7 +14,8 @@ def recipe(config: StageConfig, fingerprints: Mapping[str, str]) -> dict[str, An
     from comd_trainer.phases.training import student_recipe, training_recipe
 
     spec = config.spec
-    assert spec.pretraining is not None and spec.data.pretraining is not None, "the planner leaves the phase out"
+    assert spec.pretraining is not None, "the planner leaves the phase out"
+    assert spec.data.pretraining is not None, "a rule of the contract"
     return {
         "seed": spec.seed,
         "student": student_recipe(spec, fingerprints),
@@ -33,7 +34,8 @@ def run(ctx: PhaseContext) -> None:
     from comd_trainer.phases.training import open_student, train_and_save
 
     spec = ctx.spec
-    assert spec.pretraining is not None and spec.data.pretraining is not None, "the planner leaves the phase out"
+    assert spec.pretraining is not None, "the planner leaves the phase out"
+    assert spec.data.pretraining is not None, "a rule of the contract"
     pairs = read_pairs(
         ctx.sources.file(spec.data.pretraining, field="data.pretraining"),
         field="data.pretraining",

@@ -64,7 +64,8 @@ def open_student(ctx: PhaseContext) -> "LoadedModel":
             seed=ctx.spec.seed,
             dtype=dtype,
         )
-        student.model.to(device)
+        model: Any = student.model
+        model.to(device)
         return student
     checkpoint = ctx.spec.student.checkpoint
     if folder is None:

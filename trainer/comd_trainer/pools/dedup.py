@@ -1,11 +1,12 @@
 """Is an instruction new? ROUGE-L against older ones, and a limit on how often the same text may stand in the pool
 (method section 12, row 24)."""
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from array import array
+from collections import Counter
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rouge_score import rouge_scorer
 
 from comd_trainer.data.rows import Item
@@ -32,64 +33,53 @@ class SimilarTexts:
     """Finds the older text that resembles a new one the most, if any does by more than `threshold`.
 
     ROUGE-L's F-measure is 2 * LCS / (n + m) for n and m words, and a longest common subsequence is no longer than the
-    multiset of common words. So a text above the threshold has m within n * t / (2 - t) .. n * (2 - t) / t, shares at
-    least t * (n + m) / 2 words, and hence at least one of the new text's rarest words, those that it could not all do
-    without. Nearly all pairs are excluded that way, exactly: the verdicts are those of the full comparison.
+    multiset of common words, which is counted for all older texts at once. Nearly all pairs are excluded by that bound,
+    exactly: the verdicts are those of the full comparison.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self._texts: dict[str, tuple[str, int, Counter[str]]] = {}
-        self._postings: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self._texts: list[str] = []
+        self._known: set[str] = set()
+        self._lengths = array("i")
+        self._holders: dict[tuple[str, int], array[int]] = {}
+        """Places of the texts that hold a word for the first, second … time."""
         self._scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
 
     def add(self, text: str) -> None:
         key = normalise(text)
-        if key in self._texts:
+        if key in self._known:
             return
+        self._known.add(key)
         tokens = words(text)
-        self._texts[key] = (text, len(tokens), Counter(tokens))
         for token in _numbered(tokens):
-            self._postings[token].append(key)
+            self._holders.setdefault(token, array("i")).append(len(self._texts))
+        self._texts.append(text)
+        self._lengths.append(len(tokens))
 
     def nearest(self, text: str) -> tuple[str, float] | None:
-        """The older text with the highest F-measure above the threshold, and that measure; of equal ones the shortest,
-        then by text."""
-        tokens = words(text)
-        counts, length = Counter(tokens), len(tokens)
+        """The older text with the highest F-measure above the threshold, and that measure. Of equal ones always the
+        same."""
+        bounds = self._bounds(words(text))
         best: tuple[str, float] | None = None
-        for key in self._possible(tokens):
-            older, older_length, older_counts = self._texts[key]
-            bound = 2 * sum((counts & older_counts).values()) / (length + older_length)
-            if bound + ROUNDING < self.threshold or (best is not None and bound + ROUNDING < best[1]):
-                continue
+        places = np.flatnonzero(bounds + ROUNDING >= self.threshold)
+        for place in places[np.argsort(-bounds[places], kind="stable")]:
+            needed = self.threshold if best is None else best[1]
+            if bounds[place] + ROUNDING < needed:
+                break
+            older = self._texts[place]
             score = float(self._scorer.score(older, text)["rougeL"].fmeasure)
-            if score > self.threshold and (best is None or score > best[1]):
-                best = (older, score)
+            if score > needed:
+                best = older, score
         return best
 
-    def _possible(self, tokens: list[str]) -> Iterable[str]:
-        """Texts of a fitting length that share at least one of the rarest words, in an order that does not depend on
-        hashing."""
-        length = len(tokens)
-        if not length:
-            return []
-        ratio = self.threshold / (2 - self.threshold)
-        shortest, longest = length * ratio - ROUNDING, length / ratio + ROUNDING
-        must_share = max(1, math.ceil(self.threshold * (length + math.ceil(shortest)) / 2 - ROUNDING))
-        rarest = sorted(_numbered(tokens), key=lambda token: len(self._postings.get(token, ())))[
-            : length - must_share + 1
-        ]
-        found = {
-            key
-            for token in rarest
-            for key in self._postings.get(token, ())
-            if shortest <= self._texts[key][1] <= longest
-        }
-        return sorted(found, key=self._order)
-
-    def _order(self, key: str) -> tuple[int, str]:
-        return self._texts[key][1], key
+    def _bounds(self, tokens: list[str]) -> NDArray[np.float64]:
+        """What the F-measure with each older text is at most."""
+        found = [np.frombuffer(self._holders[token], np.intc) for token in _numbered(tokens) if token in self._holders]
+        if not found:
+            return np.zeros(len(self._texts))
+        shared = np.bincount(np.concatenate(found), minlength=len(self._texts))
+        return 2 * shared / (len(tokens) + np.frombuffer(self._lengths, np.intc))
 
 
 def _numbered(tokens: list[str]) -> list[tuple[str, int]]:

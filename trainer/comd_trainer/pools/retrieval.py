@@ -1,6 +1,7 @@
 """New items from a bank of instructions: the most similar ones for hard items, the rarest ones for easy items (method
 section 12, rows 19 and 20; `augmentor.type: Retrieval`)."""
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ class TextIndex:
         self.num_texts = len(texts)
         counts = [Counter(words(text)) for text in texts]
         frequency = Counter(word for count in counts for word in count)
-        self._idf = {word: float(np.log((1 + self.num_texts) / (1 + df)) + 1) for word, df in frequency.items()}
+        self._idf = {word: math.log((1 + self.num_texts) / (1 + df)) + 1 for word, df in frequency.items()}
         postings: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
         for index, count in enumerate(counts):
             for word, weight in self._vector(count).items():
@@ -52,9 +53,9 @@ class TextIndex:
     def _vector(self, count: Counter[str]) -> dict[str, float]:
         """Words that no indexed text has are left out: they lower all similarities alike."""
         known = sorted(word for word in count if word in self._idf)
-        weights = np.array([(1 + np.log(count[word])) * self._idf[word] for word in known])
-        norm = np.linalg.norm(weights)
-        return dict(zip(known, (weights / norm).tolist(), strict=True)) if norm > 0 else {}
+        weights = [(1 + math.log(count[word])) * self._idf[word] for word in known]
+        norm = math.sqrt(sum(weight * weight for weight in weights))
+        return {word: weight / norm for word, weight in zip(known, weights, strict=True)}
 
 
 class HardRetriever:

@@ -91,7 +91,7 @@ class Artifact:
                 entry.sha256,
                 tree=self._tree,
                 path=entry.path,
-                fetch=lambda partial: self.store.download(stored, partial, on_bytes=on_bytes),
+                fetch=lambda partial: self.store.download(stored, partial, size=entry.size, on_bytes=on_bytes),
             )
         except FileNotFoundError as error:
             raise CorruptArtifactError(f"artifact {self.uri} lacks its file {entry.path!r}; {_REMEDY}") from error

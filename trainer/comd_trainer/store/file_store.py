@@ -81,7 +81,8 @@ class FileStore:
         if on_bytes is not None:
             on_bytes(local.stat().st_size)
 
-    def download(self, path: str, local: Path, *, on_bytes: OnBytes | None = None) -> None:
+    def download(self, path: str, local: Path, *, size: int | None = None, on_bytes: OnBytes | None = None) -> None:
+        del size  # nothing to gain here
         source = self.local_path(path)
         with local_errors(local, field=self._field):
             local.parent.mkdir(parents=True, exist_ok=True)

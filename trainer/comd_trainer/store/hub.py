@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-import httpx
-
 from comd_api.exit_codes import TryAgainError, UserError
 
 _PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
@@ -44,13 +42,15 @@ def parse(source: str, *, field: str) -> HubSource:
 def commit_of(source: str, *, field: str) -> str:
     """Hex digest of the commit that the source stands for now. Without a network, of the one that is here."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
     wanted = parse(source, field=field)
     with _hub_errors(source, field=field):
         try:
             info = HfApi().repo_info(wanted.repository, revision=wanted.revision, repo_type=wanted.kind)
-        except (OfflineModeIsEnabled, httpx.TransportError):
+        except HfHubHTTPError:
+            raise  # the hub answered
+        except (OfflineModeIsEnabled, HTTPError):
             return _snapshot(wanted, local_only=True).name
     assert info.sha, f"the hub gives no commit of {source}"
     return str(info.sha)
@@ -83,6 +83,7 @@ def _snapshot(wanted: HubSource, *, local_only: bool) -> Path:
 @contextmanager
 def _hub_errors(source: str, *, field: str) -> Iterator[None]:
     from huggingface_hub import errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         yield
@@ -100,10 +101,6 @@ def _hub_errors(source: str, *, field: str) -> Iterator[None]:
             f"{field}: {source} is not on the hub, or HF_TOKEN may not read it ({type(error).__name__}); "
             "correct the name or the revision, or set HF_TOKEN"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError) as error:
-        raise TryAgainError(
-            f"{field}: the hub can't be reached and {source} is not in this machine's cache ({type(error).__name__})"
-        ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
@@ -111,3 +108,9 @@ def _hub_errors(source: str, *, field: str) -> Iterator[None]:
                 f"{field}: the hub refuses {source} (HTTP {status}); set HF_TOKEN to a token that may read it"
             ) from error
         raise TryAgainError(f"{field}: the hub does not serve {source} at the moment (HTTP {status})") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, HTTPError) as error:
+        # The client looks into its cache when the hub fails, and says only that it found nothing there. HTTPError is
+        # that of the HTTP library that this version of the client is built on.
+        raise TryAgainError(
+            f"{field}: the hub does not serve {source} at the moment, and this machine's cache lacks it ({type(error).__name__})"
+        ) from error

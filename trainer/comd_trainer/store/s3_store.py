@@ -1,6 +1,7 @@
 """A bucket as a store: boto3, with s3transfer's parallel multipart transfers."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
@@ -119,7 +120,10 @@ class S3Store:
         with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
             self._transfers.upload(str(local), self._bucket, key, subscribers=_subscribers(on_bytes)).result()
 
-    def download(self, path: str, local: Path, *, on_bytes: OnBytes | None = None) -> None:
+    def download(self, path: str, local: Path, *, size: int | None = None, on_bytes: OnBytes | None = None) -> None:
+        if size is not None and size <= PART_BYTES:
+            self._download_small(path, local, on_bytes)
+            return
         key = self._key(path)
         with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
             local.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +138,20 @@ class S3Store:
         key = self._key(path)
         with s3_errors(uri=self.uri_of(path), field=self._field):
             self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def _download_small(self, path: str, local: Path, on_bytes: OnBytes | None) -> None:
+        """With one request. s3transfer makes two, and costs more than they do: a folder of images takes half the time without it."""
+        data = self.read(path)
+        with local_errors(local, field=self._field):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            partial = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                partial.write_bytes(data)
+                os.replace(partial, local)
+            finally:
+                partial.unlink(missing_ok=True)
+        if on_bytes is not None:
+            on_bytes(len(data))
 
     def _download(self, key: str, local: Path, on_bytes: OnBytes | None) -> None:
         for attempt in range(BODY_ATTEMPTS):

@@ -72,8 +72,8 @@ class Store(Protocol):
         instead of copying."""
         ...
 
-    def download(self, path: str, local: Path, *, on_bytes: OnBytes | None = None) -> None:
-        """`local` appears whole or not at all; its folder is made."""
+    def download(self, path: str, local: Path, *, size: int | None = None, on_bytes: OnBytes | None = None) -> None:
+        """`local` appears whole or not at all; its folder is made. `size`: the file's bytes if the caller knows, which saves a request."""
         ...
 
     def delete(self, path: str) -> None:

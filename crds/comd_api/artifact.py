@@ -35,4 +35,7 @@ class Manifest(ApiModel):
         return (json.dumps(self.to_wire(), indent=1, sort_keys=True) + "\n").encode()
 
     def digest(self) -> str:
-        return "sha256:" + hashlib.sha256(self.to_bytes()).hexdigest()
+        """`sha256:…` over path, size and SHA-256 of every file. Neither `root` nor `meta` is part of it: the same content has the same
+        digest whoever wrote it and however often that was interrupted, so that keys made from it agree between runs."""
+        content = [[entry.path, entry.size, entry.sha256] for entry in sorted(self.files, key=lambda entry: entry.path)]
+        return "sha256:" + hashlib.sha256(json.dumps([self.kind, content]).encode()).hexdigest()

@@ -100,7 +100,7 @@ class Assessment(ApiModel):
     among them (method section 12, row 11)."""
     fresh_items: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Items of `data.bank` that are compared besides. The student was never trained on them, so that they show what it does not
-    know; their teacher answers are paid for, so they join the next train pool and the cache pool."""
+    know; their teacher answers are paid for, so they join the next train pool and the cache pool. The last round draws none."""
 
 
 class Augmentation(ApiModel):

@@ -24,7 +24,7 @@ class ArtifactRef(ApiModel):
     uri: Annotated[str, Field(max_length=1024)]
     """Prefix that holds `manifest.json`."""
     digest: Digest
-    """SHA-256 of the manifest, which holds that of each file."""
+    """SHA-256 over its files: the same content has the same digest, whichever run made it."""
 
 
 class GroupScore(ApiModel):

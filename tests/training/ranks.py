@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,9 @@ class Case:
     kill_at_write: int | None = None
     """SIGKILL at the rank's n-th write to the store: in the middle of a checkpoint."""
     model: str = "MLP/llava"
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    poisoned: bool = False
+    """A weight is not a number."""
+    max_length: int = 2048
 
 
 def run_ranks(cases: list[Case], *, folder: Path, world_size: int) -> list[int]:
@@ -151,11 +152,14 @@ def _run(case: Case, folder: Path, rank: int, world_size: int) -> None:
         batch_size=BATCH_SIZE,
         precision=case.precision,
         checkpoint_steps=case.checkpoint_steps,
+        max_length=case.max_length,
         gradient_checkpointing=case.checkpointing,
         weight_decay=0.01,
         deepspeed=DeepSpeed(zero_stage=case.stage),
     )
     loaded = load_tiny(folder / case.model)
+    if case.poisoned:
+        loaded.model.lm_head.weight.data[5] = float("nan")
     plan = Plan(training=training, learning_rate=1e-3, batch_size=BATCH_SIZE, epochs=1, max_steps=case.steps, seed=3)
     opened = 0
 

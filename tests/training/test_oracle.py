@@ -39,7 +39,10 @@ def trainer(models: Path, tmp_path: Path) -> Any:
         gradient_checkpointing=False, loss_type="nll",
     )  # fmt: skip
     return trl.SFTTrainer(
-        model=loaded.model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), processing_class=loaded.processor
+        model=loaded.model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=loaded.processor,
     )
 
 
@@ -51,7 +54,10 @@ def test_same_loss_as_trl(trainer: Any, models: Path) -> None:
     loaded = load(models)
     collate = Collator(loaded=loaded, open_image=lambda name: tiny_image(int(name)), max_length=2048)
     ours = collate(
-        [Example(id=str(number), image=str(number), turns=ask("What is it?"), answer=answer) for number, answer in enumerate(ANSWERS)]
+        [
+            Example(id=str(number), image=str(number), turns=ask("What is it?"), answer=answer)
+            for number, answer in enumerate(ANSWERS)
+        ]
     )
     assert int((batch["labels"] != -100).sum()) == num_supervised(ours.inputs)
     with torch.no_grad():

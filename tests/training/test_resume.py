@@ -70,3 +70,16 @@ def test_older_checkpoints_are_deleted_and_another_world_size_is_refused(folder:
     assert [name.split("-")[1] for name in kept] in (["00000003", "00000004"], ["00000004"])
     assert run_ranks([case], folder=folder, world_size=1) == [1]
     assert "was written by 2 ranks, and this attempt has 1" in (folder / "error-0.txt").read_text()
+
+
+def test_a_loss_that_is_no_number_names_its_rows_and_steps_no_weight(folder: Path) -> None:
+    assert run_ranks([Case(name="nan", poisoned=True, stage=0, steps=1)], folder=folder, world_size=2) == [1, 1]
+    errors = [(folder / f"error-{rank}.txt").read_text() for rank in range(2)]
+    assert all("BadDataError: the loss of step 1 is nan; rows of that step: row-" in error for error in errors)
+
+
+def test_too_many_rows_without_room_end_training(folder: Path) -> None:
+    assert run_ranks([Case(name="short", max_length=40)], folder=folder, world_size=2) == [1, 1]
+    error = (folder / "error-0.txt").read_text()
+    assert "of 20 training rows can't be used, more than data.maxBadRowFraction (0.05) allows" in error
+    assert "and training.maxLength is 40" in error

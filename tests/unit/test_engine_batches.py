@@ -32,8 +32,12 @@ def collator(llava: LoadedModel, max_length: int = 200) -> Collator:
     return Collator(loaded=llava, open_image=open_image, max_length=max_length)
 
 
-def example(answer: str = "it is red", *, turns: tuple[Turn, ...] | None = None, image: str | None = "a", **more: object) -> Example:
-    return Example(id=answer[:9], image=image, turns=ask("What is it?") if turns is None else turns, answer=answer, **more)  # type: ignore[arg-type]
+def example(
+    answer: str = "it is red", *, turns: tuple[Turn, ...] | None = None, image: str | None = "a", **more: object
+) -> Example:
+    return Example(
+        id=answer[:9], image=image, turns=ask("What is it?") if turns is None else turns, answer=answer, **more
+    )  # type: ignore[arg-type]
 
 
 def supervised(llava: LoadedModel, row: dict[str, torch.Tensor]) -> str:
@@ -44,7 +48,9 @@ def supervised(llava: LoadedModel, row: dict[str, torch.Tensor]) -> str:
 
 @pytest.mark.parametrize("image", ["a", None])
 @pytest.mark.parametrize("turns", [ask("What is it?"), ask("And this?", "What is it?", "a square", "Sure?", "yes")])
-def test_the_last_answer_and_its_end_mark_are_supervised(llava: LoadedModel, image: str | None, turns: tuple[Turn, ...]) -> None:
+def test_the_last_answer_and_its_end_mark_are_supervised(
+    llava: LoadedModel, image: str | None, turns: tuple[Turn, ...]
+) -> None:
     row = collator(llava).encode(example(image=image, turns=turns))
     assert supervised(llava, row) == "it is red</s>"
     prompt = encode_prompt(llava, turns, None if image is None else open_image(image))["input_ids"]
@@ -77,7 +83,9 @@ def test_a_long_row_loses_the_end_of_its_answer_and_never_an_image_token(llava: 
     assert torch.equal(cut["input_ids"], whole["input_ids"][:, : num_prompt + 3])
     assert int((cut["input_ids"] == llava.image_token_id).sum()) == NUM_PATCHES
     assert not supervised(llava, cut).endswith("</s>")
-    with pytest.raises(RowError, match=rf"its prompt alone has {num_prompt} tokens, and training.maxLength is {num_prompt}"):
+    with pytest.raises(
+        RowError, match=rf"its prompt alone has {num_prompt} tokens, and training.maxLength is {num_prompt}"
+    ):
         collator(llava, max_length=num_prompt).encode(example("red"))
 
 
@@ -130,7 +138,9 @@ def test_bad_rows_are_left_out_and_named(llava: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [example("", image=None)], [example("text", image=None)]])
-def test_every_micro_batch_runs_the_vision_tower_and_blanks_count_for_nothing(llava: LoadedModel, rows: list[Example]) -> None:
+def test_every_micro_batch_runs_the_vision_tower_and_blanks_count_for_nothing(
+    llava: LoadedModel, rows: list[Example]
+) -> None:
     batch = collator(llava)(rows)
     assert "pixel_values" in batch.inputs
     assert (batch.inputs["labels"][-1] == IGNORED).all()
@@ -140,7 +150,9 @@ def test_every_micro_batch_runs_the_vision_tower_and_blanks_count_for_nothing(ll
         assert float(loss) == 0.0
         llava.model.zero_grad()
         loss.backward()
-        assert all(float(value.grad.abs().sum()) == 0 for value in llava.model.lm_head.parameters() if value.grad is not None)
+        assert all(
+            float(value.grad.abs().sum()) == 0 for value in llava.model.lm_head.parameters() if value.grad is not None
+        )
 
 
 def test_only_positions_before_supervised_tokens_are_predicted() -> None:
@@ -166,7 +178,10 @@ def test_examples_from_pairs_and_answers() -> None:
     assert asked[10:] == from_pairs(pairs[10:], instructions=["Describe.", "What is this?"], seed=1)
     assert all(row.turns == () for row in from_pairs(pairs, instructions=[], seed=1))
     items = [Item(id=str(number), image=None, turns=ask("Why?"), origin="seed") for number in range(2)]
-    answers = [Answer(item="0", model="m", text="so", finish="stop"), Answer(item="1", model="m", text="as lo", finish="length")]
+    answers = [
+        Answer(item="0", model="m", text="so", finish="stop"),
+        Answer(item="1", model="m", text="as lo", finish="length"),
+    ]
     assert [row.complete for row in from_answers(items, answers)] == [True, False]
     with pytest.raises(AssertionError):
         from_answers(items, answers[::-1])

@@ -13,7 +13,9 @@ from comd_trainer.engine.schedule import learning_rate
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5), st.integers(1, 3))
-def test_each_epoch_has_every_row_once_and_batches_are_full_but_the_last(rows: int, size: int, seed: int, epochs: int) -> None:
+def test_each_epoch_has_every_row_once_and_batches_are_full_but_the_last(
+    rows: int, size: int, seed: int, epochs: int
+) -> None:
     order = Order(num_rows=rows, batch_size=size, seed=seed)
     steps = order.num_steps(epochs=epochs, max_steps=None)
     batches = [order.batch(step) for step in range(steps)]
@@ -31,11 +33,14 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert order.batch(0) != order.batch(1)
     assert order.batch(0) != Order(num_rows=50, batch_size=50, seed=2).batch(0)
     assert order.batch(0) == Order(num_rows=50, batch_size=50, seed=1).batch(0)
-    assert order.batch(0)[:8] == [row for step in range(1) for row in Order(num_rows=50, batch_size=8, seed=1).batch(step)]
+    assert order.batch(0)[:8] == [
+        row for step in range(1) for row in Order(num_rows=50, batch_size=8, seed=1).batch(step)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("epochs", "max_steps", "steps"), [(3.0, None, 9), (0.5, None, 2), (0.01, None, 1), (3.0, 4, 4), (0.1, 100, 100), (0.3333333, None, 1)]
+    ("epochs", "max_steps", "steps"),
+    [(3.0, None, 9), (0.5, None, 2), (0.01, None, 1), (3.0, 4, 4), (0.1, 100, 100), (0.3333333, None, 1)],
 )
 def test_number_of_steps(epochs: float, max_steps: int | None, steps: int) -> None:
     assert Order(num_rows=20, batch_size=8, seed=0).num_steps(epochs=epochs, max_steps=max_steps) == steps
@@ -46,7 +51,8 @@ def test_ranks_share_a_batch_without_loss(size: int, world_size: int, micro: int
     batch = list(range(100, 100 + size))
     num_micro = max(1, math.ceil(size / (world_size * micro)))
     shares = [
-        micro_batches(batch, rank=rank, world_size=world_size, micro_batch_size=micro, num_micro=num_micro) for rank in range(world_size)
+        micro_batches(batch, rank=rank, world_size=world_size, micro_batch_size=micro, num_micro=num_micro)
+        for rank in range(world_size)
     ]
     assert sorted(row for share in shares for part in share for row in part) == batch
     assert all(len(share) == num_micro for share in shares)
@@ -74,13 +80,18 @@ def test_schedules() -> None:
 def test_no_step_is_wasted_on_a_rate_of_zero() -> None:
     for num_steps in (1, 2, 4, 100):
         for step in range(num_steps):
-            assert learning_rate(step, num_steps=num_steps, peak=1.0, scheduler="Cosine", warmup_ratio=0.03, min_ratio=0.0) > 0
+            assert (
+                learning_rate(step, num_steps=num_steps, peak=1.0, scheduler="Cosine", warmup_ratio=0.03, min_ratio=0.0)
+                > 0
+            )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_deepspeed_is_told_everything(stage: int, precision: str) -> None:
-    training = Training(micro_batch_size=2, precision=precision, max_grad_norm=0.5, deepspeed=DeepSpeed(zero_stage=stage))
+    training = Training(
+        micro_batch_size=2, precision=precision, max_grad_norm=0.5, deepspeed=DeepSpeed(zero_stage=stage)
+    )
     config = deepspeed_config(training, batch_size=13, world_size=2)
     assert config["gradient_accumulation_steps"] == 4
     assert config["train_batch_size"] == 16 == 2 * 4 * config["train_micro_batch_size_per_gpu"]

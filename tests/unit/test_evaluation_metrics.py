@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 from comd_trainer.data.rows import Answer, Item, Turn
 from comd_trainer.evaluation.metrics import exact_match, likeliest, read_letter, wilson

@@ -51,7 +51,9 @@ def logits(loaded: LoadedModel) -> torch.Tensor:
 
 
 def composed(folder: Path, **options: str) -> LoadedModel:
-    return compose(tiny_composed(**options), vision_folder=folder / "vision", language_folder=folder / "language", seed=0)
+    return compose(
+        tiny_composed(**options), vision_folder=folder / "vision", language_folder=folder / "language", seed=0
+    )
 
 
 PLAIN_SESSION = """
@@ -145,7 +147,13 @@ def test_image_tokens_match_the_features(tmp_path: Path, features: str, num_toke
 def test_a_whole_clip_and_a_siglip_give_their_vision_model(tmp_path: Path) -> None:
     save_tiny_language_model(tmp_path / "language")
     config = CLIPVisionConfigOf(save_tiny_vision_tower(tmp_path / "tower"))
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 99,
+    }
     whole = CLIPModel(CLIPConfig(text_config=text, vision_config=config, projection_dim=16))
     whole.save_pretrained(tmp_path / "vision")
     CLIPImageProcessor.from_pretrained(tmp_path / "tower").save_pretrained(tmp_path / "vision")
@@ -246,12 +254,16 @@ def test_components_cover_every_parameter(llava: LoadedModel) -> None:
     found = {component_of(name) for name, _ in llava.model.named_parameters()}
     assert found == {"VisionTower", "Projector", "LanguageModel"}
     freeze(llava.model, ["VisionTower"], field="trainable")
-    assert {component_of(name) for name, value in llava.model.named_parameters() if value.requires_grad} == {"VisionTower"}
+    assert {component_of(name) for name, value in llava.model.named_parameters() if value.requires_grad} == {
+        "VisionTower"
+    }
 
 
 def test_unknown_components_are_refused(tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(save_tiny_language_model(tmp_path))
-    with pytest.raises(UserError, match=r"spec.training.trainable names Projector, but the student \(LlamaForCausalLM\)"):
+    with pytest.raises(
+        UserError, match=r"spec.training.trainable names Projector, but the student \(LlamaForCausalLM\)"
+    ):
         freeze(model, ["Projector"], field="spec.training.trainable")
 
 

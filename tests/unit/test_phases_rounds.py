@@ -210,10 +210,10 @@ def test_too_few_hard_items_stop_the_run_with_unchanged_pools(tmp_path: Path, mo
 def test_a_judge_that_never_parses_is_asked_again_and_then_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    temperatures: list[float | None] = []
+    temperatures: list[float] = []
 
     def mumbling(_: Request, decoding: Decoding) -> str:
-        temperatures.append(decoding.temperature)
+        temperatures.append(decoding.temperature or 0.0)
         return "A gets 9 of 10, B gets 3."
 
     world = chat_world(tmp_path, monkeypatch, scripts={**SCRIPTS, "assessor": mumbling})

@@ -41,9 +41,9 @@ def test_every_source_is_named_by_its_field() -> None:
 @pytest.mark.parametrize(
     ("augmentor", "bank", "enough"),
     [
-        ("Retrieval", 51, True),  # two rounds of 10 + 5 new items, three of 7 fresh ones
-        ("Retrieval", 50, False),
-        ("Random", 44, True),  # what is not compared is drawn anew: two rounds of 10 + 5 + 7
+        ("Retrieval", 44, True),  # two rounds of 10 + 5 new items and 7 fresh ones; the last round draws none
+        ("Retrieval", 43, False),
+        ("Random", 44, True),  # as many as the competition
         ("Random", 43, False),
     ],
 )

@@ -59,6 +59,8 @@ def _elastic(job: PhaseJob, num_proc: int, outcome: dict[str, BaseException]) ->
     # Imported here: it imports torch, which the supervisor itself needs for nothing else.
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # What it would log is the ranks' own account again, with a traceback of itself.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -189,10 +189,8 @@ def check_numbers(spec: RunSpec, *, bank_rows: int | None, seed_rows: int) -> No
     augmentation = rounds.augmentation
     fresh = rounds.assessment.fresh_items
     if bank_rows is not None:
-        per_round = (
-            augmentation.hard_items + augmentation.easy_items if spec.augmentor.type in ("Retrieval", "Random") else 0
-        )
-        drawn = (rounds.count - 1) * (per_round + fresh) + (fresh if competes(spec) else 0)
+        per_round = 0 if spec.augmentor.type in ("Chat", "Repeat") else augmentation.hard_items + augmentation.easy_items
+        drawn = (rounds.count - 1) * (per_round + (0 if spec.augmentor.type == "Repeat" else fresh))
         if drawn > bank_rows:
             raise UserError(
                 f"spec.rounds asks for {drawn} items of spec.data.bank over {rounds.count} rounds "

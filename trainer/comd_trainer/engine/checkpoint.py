@@ -92,7 +92,7 @@ class Checkpoints:
     def resume(self, engine: Any) -> TrainState:
         """Collective. Loads the newest complete checkpoint into `engine`; a fresh state when there is none."""
         ctx = self._ctx
-        found = _agreed(self.newest())
+        found = _agreed(self.newest() if ctx.is_first else None)
         if found is None:
             return TrainState()
         if found.world_size != ctx.world_size:

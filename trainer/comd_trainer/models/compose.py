@@ -95,9 +95,7 @@ def compose(
         num_additional_image_tokens=geometry.num_additional,
         chat_template=FLATTEN + template,
     )
-    return LoadedModel(
-        model=model, processor=processor, kind="image-text-to-text", field="spec.student.composed"
-    )
+    return LoadedModel(model=model, processor=processor, kind="image-text-to-text", field="spec.student.composed")
 
 
 def load_vision_tower(folder: Path, *, dtype: torch.dtype) -> Any:
@@ -127,7 +125,9 @@ class _Geometry:
             height, width = config.image_size
         self.patch_size = int(config.patch_size)
         # SigLIP has no class token to drop: "default" would drop a patch.
-        self.strategy: Literal["default", "full"] = "default" if spec.features == "Patch" and has_class_token else "full"
+        self.strategy: Literal["default", "full"] = (
+            "default" if spec.features == "Patch" and has_class_token else "full"
+        )
         self.num_additional = int(has_class_token)
         num_patches = (height // self.patch_size) * (width // self.patch_size)
         self.num_tokens = num_patches + (1 if self.strategy == "full" and has_class_token else 0)

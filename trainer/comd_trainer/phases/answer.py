@@ -23,8 +23,8 @@ def recipe(config: StageConfig, fingerprints: Mapping[str, str]) -> dict[str, An
         "round": config.round,
         "images": fingerprints[spec.data.images],
         "sampleSize": assessment.sample_size,
-        "freshItems": assessment.fresh_items,
-        "bank": bank_recipe(spec, fingerprints) if assessment.fresh_items else None,
+        "freshItems": 0 if config.last_round else assessment.fresh_items,
+        "bank": bank_recipe(spec, fingerprints) if assessment.fresh_items and not config.last_round else None,
         **answering_recipe(spec, fingerprints, teacher=spec.generation.teacher),
         "studentDecoding": decoding_recipe(spec.generation.student),
     }
@@ -68,9 +68,10 @@ def run(ctx: PhaseContext) -> None:
 
 
 def fresh_items(ctx: PhaseContext, cache: list[Item]) -> tuple[list[Item], dict[str, Any]]:
-    """Bank items that no pool holds yet, marked as this round's."""
+    """Bank items that no pool holds yet, marked as this round's. None in the last round: nobody would learn from the teacher answers
+    that they cost."""
     wanted = ctx.spec.rounds.assessment.fresh_items
-    if not wanted:
+    if not wanted or ctx.config.last_round:
         return [], {}
     bank, report = read_bank(ctx)
     left = unused(bank, cache)

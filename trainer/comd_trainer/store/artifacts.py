@@ -6,7 +6,6 @@
 Whoever was killed before its manifest leaves files that no reader looks at; the next writer that succeeds removes them.
 """
 
-import hashlib
 import logging
 import uuid
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ class Artifact:
     prefix: str
     manifest: Manifest
     digest: str
-    """Of the manifest, which holds that of each file: `sha256:…`."""
+    """Over its files (`Manifest.digest`): `sha256:…`."""
     cache_dir: Path
     """Where files of a bucket are kept on this machine."""
 
@@ -225,8 +224,7 @@ def _parse(store: Store, prefix: str, data: bytes, cache_dir: Path) -> Artifact:
         problem = path_problem(path)
         if problem:
             raise CorruptArtifactError(f"the manifest of artifact {uri} names the file {path!r}, which {problem}")
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    return Artifact(store=store, prefix=prefix, manifest=manifest, digest=digest, cache_dir=cache_dir)
+    return Artifact(store=store, prefix=prefix, manifest=manifest, digest=manifest.digest(), cache_dir=cache_dir)
 
 
 def _shortened(names: list[str], limit: int = 8) -> str:

@@ -3,7 +3,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import versity
+
+from tests.s3 import versity
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,12 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import versity
 
 from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import S3Options
 from comd_trainer.store import s3_store
 from comd_trainer.store.stores import Store, open_store
+from tests.s3 import versity
 
 
 def operations(store: Store, folder: Path) -> dict[str, Callable[[], object]]:

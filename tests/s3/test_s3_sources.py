@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import versity
 
 from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import S3Options, Storage
@@ -12,6 +11,7 @@ from comd_trainer.store.artifacts import publish
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store, open_store
+from tests.s3 import versity
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-import versity
+
+from tests.s3 import versity
 
 
 def executable(folder: Path) -> Path:

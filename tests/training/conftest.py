@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import save_tiny_llava
+from tests.tiny import save_tiny_llava
 
 
 @pytest.fixture(scope="session")

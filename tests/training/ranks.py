@@ -13,12 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from comd_api.recipe import Component, DeepSpeed, Training
 from comd_api.run import S3Options
-from comd_trainer.context import PhaseContext, Preempted
+from comd_trainer.context import PhaseContext, PreemptedError
 from comd_trainer.store.file_store import FileStore
 from comd_trainer.store.stores import open_store
 
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["comd_trainer.preload", "tiny"])
+SPAWN.set_forkserver_preload(["comd_trainer.preload", "tests.tiny"])
 NUM_ROWS = 20
 BATCH_SIZE = 8
 NUM_STEPS = 3
@@ -87,7 +87,7 @@ def plain(case: Case, name: str) -> Case:
 def rows() -> list[Any]:
     """Rows with answers of unequal length; some without image, and whole micro-batches of them."""
     from comd_trainer.engine.batches import Example
-    from tiny import ask
+    from tests.tiny import ask
 
     def turns(number: int) -> Any:
         return ask("And now?", "What is it?", "a square") if number % 4 == 1 else ask(f"What is the color of {number}?")
@@ -127,7 +127,7 @@ def _run(case: Case, folder: Path, rank: int, world_size: int) -> None:
     from comd_trainer.engine.loop import Plan, train
     from comd_trainer.models.freeze import freeze
     from comd_trainer.models.save import save_model
-    from tiny import load_tiny, tiny_image
+    from tests.tiny import load_tiny, tiny_image
 
     home = folder / case.name
     store: Any = open_store(f"file://{home}/store", S3Options())
@@ -179,7 +179,7 @@ def _run(case: Case, folder: Path, rank: int, world_size: int) -> None:
             open_image=open_image,
             plan=plan,
         )
-    except Preempted as error:
+    except PreemptedError as error:
         if rank == 0:
             (home / "result.json").write_text(json.dumps({"preempted": str(error)}))
         return

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import BATCH_SIZE, NUM_ROWS, NUM_STEPS, Case, result, rows, run_ranks, weights
 from safetensors.torch import load
 
 from comd_trainer.data.seeds import derive
@@ -15,7 +14,8 @@ from comd_trainer.engine.order import Order
 from comd_trainer.engine.schedule import learning_rate
 from comd_trainer.models.freeze import freeze
 from comd_trainer.models.prompts import IGNORED
-from tiny import load_tiny, tiny_image
+from tests.tiny import load_tiny, tiny_image
+from tests.training.ranks import BATCH_SIZE, NUM_ROWS, NUM_STEPS, Case, result, rows, run_ranks, weights
 
 STAGES = (0, 1, 2, 3)
 MAX_WEIGHT_ERROR = 2e-5

@@ -9,7 +9,7 @@ import torch
 from comd_trainer.engine.batches import Collator, Example
 from comd_trainer.engine.loss import num_supervised, summed_loss
 from comd_trainer.models.load import LoadedModel
-from tiny import ask, load_tiny, tiny_image
+from tests.tiny import ask, load_tiny, tiny_image
 
 ANSWERS = ("red", "the image is red and blue", "a blue square, I think")
 

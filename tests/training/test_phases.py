@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import SPAWN
 
 from comd_api.exit_codes import UserError
 from comd_api.run import RunSpec
@@ -18,7 +17,8 @@ from comd_trainer.phases import pretrain, tune
 from comd_trainer.store.artifacts import Artifact, open_artifact, publish
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import open_store
-from tiny import ask, load_tiny, save_tiny_language_model, save_tiny_vision_tower, tiny_image
+from tests.tiny import ask, load_tiny, save_tiny_language_model, save_tiny_vision_tower, tiny_image
+from tests.training.ranks import SPAWN
 
 FINGERPRINTS = dict.fromkeys(
     ("images", "pairs.jsonl", "seed.jsonl", "parts/vision", "parts/language", "models/teacher"), "sha256:" + "0" * 64

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from ranks import Case, plain, result, run_ranks, weights
+
+from tests.training.ranks import Case, plain, result, run_ranks, weights
 
 STEPS = 5
 

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 from comd_api.exit_codes import BadDataError
-from comd_trainer.data.images import BadImage
+from comd_trainer.data.images import BadImageError
 from comd_trainer.data.rows import Answer, Item, Pair, Turn
 from comd_trainer.engine.batches import Collator, Example, RowError, check_share
 from comd_trainer.engine.examples import from_answers, from_pairs
 from comd_trainer.engine.loss import num_supervised, predicting_positions, summed_loss
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import IGNORED, encode_prompt
-from tiny import NUM_PATCHES, ask, tiny_image, tiny_llava
+from tests.tiny import NUM_PATCHES, ask, tiny_image, tiny_llava
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def open_image(name: str) -> Image.Image:
     if name == "broken":
-        raise BadImage("image 'broken' does not decode: half of it")
+        raise BadImageError("image 'broken' does not decode: half of it")
     return tiny_image(len(name))
 
 

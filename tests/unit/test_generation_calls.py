@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_generation_endpoint import echo, serving
 
 from comd_api.exit_codes import BadDataError, UserError
 from comd_api.profile import resolve
@@ -17,7 +16,7 @@ from comd_api.recipe import Decoding
 from comd_api.roles import Checkpoint, Endpoint, Model, SecretKeyRef
 from comd_api.run import RunSpec, S3Options, Storage
 from comd_api.stage import StageConfig
-from comd_trainer.context import PhaseContext, Preempted, Progress
+from comd_trainer.context import PhaseContext, PreemptedError, Progress
 from comd_trainer.data.rows import Answer, Item
 from comd_trainer.generation import open as opening
 from comd_trainer.generation import sharing
@@ -28,7 +27,8 @@ from comd_trainer.generation.endpoint import EndpointGenerator
 from comd_trainer.generation.transformers import TransformersGenerator
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import open_store
-from tiny import ask, save_tiny_llava, tiny_image
+from tests.tiny import ask, save_tiny_llava, tiny_image
+from tests.unit.test_generation_endpoint import echo, serving
 
 TEACHER = Model(checkpoint=Checkpoint(source="models/llava"))
 GREEDY = Decoding(temperature=0.0, max_new_tokens=8, batch_size=4)
@@ -199,7 +199,7 @@ def test_a_stopped_phase_goes_on_where_it_was(
     # The same fingerprint, so that the plan is the same; the first run's answers are out of reach.
     monkeypatch.setattr(sharing, "FLUSH_SECONDS", 3600.0)
     (root / "cache").rename(root / "elsewhere")
-    with pytest.raises(Preempted):
+    with pytest.raises(PreemptedError):
         teach(context(root), items(), SAMPLED, fingerprint="sha256:uninterrupted")
     assert batches == plan[:2]
     (root / "stop").unlink()

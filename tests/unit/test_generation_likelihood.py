@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_generation_calls import context, forbid, items, models, root  # noqa: F401 - two are fixtures
 
 from comd_api.exit_codes import BadDataError
 from comd_trainer.context import PhaseContext
@@ -16,7 +15,8 @@ from comd_trainer.data.rows import Item
 from comd_trainer.generation import open as opening
 from comd_trainer.generation.likelihood import score_answers
 from comd_trainer.models.prompts import encode_answer, encode_prompt
-from tiny import load_tiny
+from tests.tiny import load_tiny
+from tests.unit.test_generation_calls import context, forbid, items, models, root  # noqa: F401 - two are fixtures
 
 
 def scored(ctx: PhaseContext, rows: list[tuple[Item, str]], models: Path, **options: Any) -> list[float]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_generation_calls import SAMPLED, context, items, models, root, teach  # noqa: F401 - two are fixtures
-from test_generation_likelihood import answer_rows, scored
 
 from comd_trainer.generation.base import Reply, Request
 from comd_trainer.generation.transformers import TransformersGenerator
+from tests.unit.test_generation_calls import SAMPLED, context, items, models, root, teach  # noqa: F401 - two are fixtures
+from tests.unit.test_generation_likelihood import answer_rows, scored
 
 
 def rank_main(root: str, rank: int, port: int, world_size: int) -> None:

@@ -18,7 +18,7 @@ from comd_trainer.generation.base import Reply, Request
 from comd_trainer.generation.encoding import PixelCache, PromptEncoder
 from comd_trainer.generation.transformers import TransformersGenerator
 from comd_trainer.models.prompts import encode_prompt
-from tiny import ask, load_tiny, save_tiny_language_model, save_tiny_llava, tiny_image
+from tests.tiny import ask, load_tiny, save_tiny_language_model, save_tiny_llava, tiny_image
 
 GREEDY = Decoding(temperature=0.0, max_new_tokens=24, batch_size=8)
 SAMPLED = Decoding(temperature=0.8, top_p=0.9, max_new_tokens=24, batch_size=8)

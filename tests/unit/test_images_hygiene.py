@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from comd_trainer.data.hygiene import EvaluationData, remove_overlap
-from comd_trainer.data.images import BadImage, ImageFacts, Images, look_at, look_at_all, thumb_vectors
+from comd_trainer.data.images import BadImageError, ImageFacts, Images, look_at, look_at_all, thumb_vectors
 from comd_trainer.data.rows import Item, Turn
 
 
@@ -43,7 +43,7 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
 def test_names_that_lead_nowhere_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     save(tmp_path, "x.png", photo(0))
-    with pytest.raises(BadImage, match=r"data\.images"):
+    with pytest.raises(BadImageError, match=r"data\.images"):
         Images(tmp_path / "images").open(name)
 
 
@@ -53,7 +53,7 @@ def test_damaged_files_are_named_and_noted(keep: float, tmp_path: Path) -> None:
         save(tmp_path, name, photo(1))
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
-        with pytest.raises(BadImage, match=f"'{name}' does not decode"):
+        with pytest.raises(BadImageError, match=f"'{name}' does not decode"):
             Images(tmp_path).open(name)
         facts = look_at(Images(tmp_path), name)
         assert facts.error is not None

@@ -24,7 +24,7 @@ from comd_trainer.models.freeze import component_of, freeze
 from comd_trainer.models.load import LoadedModel, load_model
 from comd_trainer.models.prompts import encode_prompt, prompt_text
 from comd_trainer.models.save import plan_shards, save_model
-from tiny import (
+from tests.tiny import (
     CHAT_TEMPLATE,
     HIDDEN_SIZE,
     NUM_PATCHES,

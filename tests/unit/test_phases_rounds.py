@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phase_world import Script, StoppedError, World, make_world, rows_of
 
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
 from comd_trainer.generation.base import Request
+from tests.unit.phase_world import Script, StoppedError, World, make_world, rows_of
 
 SEED_ROWS = [
     {

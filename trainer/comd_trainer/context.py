@@ -16,7 +16,7 @@ from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store
 
 
-class Preempted(TryAgainError):
+class PreemptedError(TryAgainError):
     """The phase was asked to stop and has saved what it had."""
 
 
@@ -108,7 +108,9 @@ class PhaseContext:
     def raise_if_stopped(self) -> None:
         """For loops without collectives, whose finished work is saved already."""
         if self.stop_asked():
-            raise Preempted("stopped by request; what was finished is kept and the next attempt goes on from there")
+            raise PreemptedError(
+                "stopped by request; what was finished is kept and the next attempt goes on from there"
+            )
 
     def set_meta(self, meta: Mapping[str, Any]) -> None:
         """Facts for the manifest: `counts`, `scores`, `stop` go into the stage's result. Rank 0 alone calls it."""

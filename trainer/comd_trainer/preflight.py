@@ -189,7 +189,9 @@ def check_numbers(spec: RunSpec, *, bank_rows: int | None, seed_rows: int) -> No
     augmentation = rounds.augmentation
     fresh = rounds.assessment.fresh_items
     if bank_rows is not None:
-        per_round = 0 if spec.augmentor.type in ("Chat", "Repeat") else augmentation.hard_items + augmentation.easy_items
+        per_round = (
+            0 if spec.augmentor.type in ("Chat", "Repeat") else augmentation.hard_items + augmentation.easy_items
+        )
         drawn = (rounds.count - 1) * (per_round + (0 if spec.augmentor.type == "Repeat" else fresh))
         if drawn > bank_rows:
             raise UserError(

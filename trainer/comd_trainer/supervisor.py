@@ -15,7 +15,7 @@ from comd_api.stage import StageConfig, StageResult
 from comd_api.stages import phases_of
 from comd_api.status import ArtifactRef, Counts, ExitClass, PhaseName, PhaseTime, Score
 from comd_trainer import launcher
-from comd_trainer.context import Preempted
+from comd_trainer.context import PreemptedError
 from comd_trainer.keys import phase_key, phase_prefix, stage_artifact_name
 from comd_trainer.logs import configure
 from comd_trainer.phases import phase_module
@@ -91,7 +91,7 @@ class Supervisor:
         phases = phases_of(self.config.spec, self.config.stage)
         for phase in phases[: phases.index(self.config.phases[-1]) + 1]:
             if self.stop.is_set():
-                raise Preempted("stopped by request between two phases")
+                raise PreemptedError("stopped by request between two phases")
             self._run_phase(phase, store=store, sources=sources)
 
     def _run_phase(self, phase: PhaseName, *, store: Store, sources: Sources) -> None:
@@ -177,7 +177,9 @@ class Supervisor:
             if name is not None:
                 refs[name] = artifact.ref(name)
             meta = artifact.meta
-            counts = counts.replace(**Counts.model_validate(meta.get("counts", {})).model_dump(by_alias=False, exclude_none=True))
+            counts = counts.replace(
+                **Counts.model_validate(meta.get("counts", {})).model_dump(by_alias=False, exclude_none=True)
+            )
             scores += [Score.model_validate(score) for score in meta.get("scores", [])]
             stop = meta.get("stop") or stop
         failed = exit_class != "Done"

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from comd_api.status import ArtifactRef, PhaseName
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""How long a rank waits for the others. Said aloud, because the libraries' defaults differ and one rank's slow upload is no hang."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ def run_rank(job: PhaseJob) -> None:
     Torch's elastic launcher calls it with RANK, WORLD_SIZE, LOCAL_RANK and the rendezvous in the environment.
     """
     _die_with_parent()
-    # The supervisor asks phases to stop through a file that all ranks can agree on; a signal in the middle of a collective can't be agreed on.
+    # Phases are asked to stop through a file, on which all ranks can agree; on a signal in the middle of a collective they can't.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rank = int(os.environ["RANK"])
@@ -79,7 +82,8 @@ def describe_error(error: BaseException) -> tuple[ExitCode, str]:
     if type(error).__name__ == "OutOfMemoryError":
         return (
             ExitCode.FAILED,
-            "out of GPU memory; lower training.microBatchSize or generation batch sizes, raise training.deepspeed.zeroStage or use more GPUs",
+            "out of GPU memory; lower training.microBatchSize or the batch sizes of generation, "
+            "raise training.deepspeed.zeroStage, or use more GPUs",
         )
     return ExitCode.FAILED, f"{type(error).__name__}: {error}"
 
@@ -103,7 +107,7 @@ def _run(job: PhaseJob, rank: int) -> None:
     device = use_devices(local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=COLLECTIVE_TIMEOUT)
     folder, cache = Path(job.folder), Path(job.cache)
     store = open_store(storage.uri, storage.s3)
     ctx = PhaseContext(

@@ -19,7 +19,7 @@ DRAFT_SIDE = 64
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-class BadImage(ValueError):  # noqa: N818 - the word of the contract
+class BadImageError(ValueError):
     """An image file that is missing or does not decode; the message names it."""
 
 
@@ -31,26 +31,26 @@ class Images:
         self._digests: dict[str, str] = {}
 
     def path(self, name: str) -> Path:
-        """Raises BadImage for a name that leads out of the folder or to no file."""
+        """Raises BadImageError for a name that leads out of the folder or to no file."""
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BadImage(f"image {name!r} is not a path below data.images")
+            raise BadImageError(f"image {name!r} is not a path below data.images")
         path = self.folder / name
         if not path.is_file():
-            raise BadImage(f"image {name!r} is not a file below data.images")
+            raise BadImageError(f"image {name!r} is not a file below data.images")
         return path
 
     def open(self, name: str) -> Image.Image:
-        """The decoded image, RGB. Transparent pixels become white, as viewers show them. Raises BadImage."""
+        """The decoded image, RGB. Transparent pixels become white, as viewers show them. Raises BadImageError."""
         path = self.path(name)
         try:
             with Image.open(path) as image:
                 image.load()
                 return _to_rgb(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadImage(f"image {name!r} does not decode: {error}") from error
+            raise BadImageError(f"image {name!r} does not decode: {error}") from error
 
     def digest(self, name: str) -> str:
-        """SHA-256 (hex) of the file's bytes. Raises BadImage."""
+        """SHA-256 (hex) of the file's bytes. Raises BadImageError."""
         if name not in self._digests:
             self._digests[name] = hashlib.sha256(self.path(name).read_bytes()).hexdigest()
         return self._digests[name]
@@ -80,7 +80,7 @@ def look_at(images: Images, name: str) -> ImageFacts:
     """Decodes an image once: whether it can be used, and by what it is recognised."""
     try:
         digest = images.digest(name)
-    except BadImage as error:
+    except BadImageError as error:
         return ImageFacts(error=str(error))
     try:
         with Image.open(images.path(name)) as image:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from comd_api.exit_codes import BadDataError
-from comd_trainer.data.images import BadImage
+from comd_trainer.data.images import BadImageError
 from comd_trainer.data.rows import Turn
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import IGNORED, Encoded, answer_ids, encode_prompt, encode_text, end_mark, stack
@@ -58,7 +58,7 @@ class Collator:
             try:
                 rows.append(self.encode(example))
                 used.append(example.id)
-            except (RowError, BadImage) as error:
+            except (RowError, BadImageError) as error:
                 dropped[example.id] = str(error)
         sees_images = self.loaded.kind == "image-text-to-text"
         if not rows or (sees_images and not any("pixel_values" in row for row in rows)):
@@ -67,7 +67,7 @@ class Collator:
         return MicroBatch(inputs=inputs, rows=tuple(used), dropped=dropped)
 
     def encode(self, example: Example) -> Encoded:
-        """Inputs and `labels` of one row, (1, length). Raises RowError and BadImage."""
+        """Inputs and `labels` of one row, (1, length). Raises RowError and BadImageError."""
         image = None if example.image is None else self.open_image(example.image)
         prompt = self._prompt(example, image)
         answer = check_answer(self.loaded, example.answer)

@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Training
-from comd_trainer.context import PhaseContext, Preempted
+from comd_trainer.context import PhaseContext, PreemptedError
 from comd_trainer.data.seeds import derive
 from comd_trainer.engine.batches import Collator, Example, MicroBatch, check_share
 from comd_trainer.engine.checkpoint import Checkpoints, TrainState
@@ -64,7 +64,7 @@ def train(
 ) -> Outcome:
     """Trains `parameters` of `loaded.model` on `examples`, in all ranks together, from the last checkpoint where there is one.
 
-    Raises Preempted after saving when any rank was asked to stop; BadDataError when the loss is no longer finite (weights are
+    Raises PreemptedError after saving when any rank was asked to stop; BadDataError when the loss is no longer finite (weights are
     not stepped, the rows are named) or when too many rows can't be used.
     """
     training = plan.training
@@ -100,7 +100,7 @@ def train(
         )
         if stops:
             checkpoints.save(engine, state)
-            raise Preempted(
+            raise PreemptedError(
                 f"stopped by request after step {state.step} of {num_steps}; the next attempt goes on from there"
             )
 

@@ -15,7 +15,7 @@ from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
 from comd_api.roles import Model
 from comd_trainer.context import PhaseContext
-from comd_trainer.data.images import BadImage, Images
+from comd_trainer.data.images import BadImageError, Images
 from comd_trainer.generation.base import PROMPT_FORMAT, Generator, Reply, Request
 from comd_trainer.generation.group import from_first
 from comd_trainer.generation.open import max_ranks, open_images, open_model
@@ -109,7 +109,7 @@ def image_digest(name: str | None, images: Images | None) -> str | None:
     assert images is not None, "a request with an image needs data.images"
     try:
         return images.digest(name)
-    except (BadImage, OSError) as error:
+    except (BadImageError, OSError) as error:
         raise BadDataError(f"data.images: {error}; leave its rows out") from error
 
 

@@ -45,7 +45,7 @@ class PromptEncoder:
 
     def encode(self, requests: Sequence[Request]) -> list[Encoded]:
         """Inputs of each prompt by itself, as `models.prompts.encode_prompt` gives them: `input_ids` and
-        `attention_mask` (1, length), and what the image became. Raises BadImage."""
+        `attention_mask` (1, length), and what the image became. Raises BadImageError."""
         texts = [self.text(request.turns, request.image is not None) for request in requests]
         pixels, opened = self._look_at_images(requests, texts)
         rows: list[Encoded] = []

@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from comd_api.exit_codes import BadDataError, ComdError, TryAgainError, UserError
 from comd_api.recipe import Decoding
 from comd_api.roles import Endpoint
-from comd_trainer.data.images import BadImage, Images
+from comd_trainer.data.images import BadImageError, Images
 from comd_trainer.generation.base import OnDone, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def data_url(images: Images, name: str) -> str:
             media_type, buffer = "image/png", io.BytesIO()
             images.open(name).save(buffer, format="PNG")
             data = buffer.getvalue()
-    except BadImage as error:
+    except BadImageError as error:
         raise BadDataError(f"data.images: {error}; leave its rows out") from error
     except (OSError, Image.DecompressionBombError) as error:
         raise BadDataError(f"data.images: image {name!r} does not decode: {error}; leave its rows out") from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from comd_api.exit_codes import BadDataError
 from comd_api.roles import Checkpoint
 from comd_trainer.context import PhaseContext
-from comd_trainer.data.images import BadImage, Images
+from comd_trainer.data.images import BadImageError, Images
 from comd_trainer.data.rows import Item
 from comd_trainer.generation.base import PROMPT_FORMAT, Request
 from comd_trainer.generation.calls import digest_of, image_digest
@@ -128,7 +128,7 @@ class AnswerScorer:
         """Inputs of prompt and answer, and where each answer with its end mark starts and ends."""
         try:
             prompts = self.encoder.encode([job.request for job in jobs])
-        except BadImage as error:
+        except BadImageError as error:
             raise BadDataError(f"data.images: {error}; leave its rows out") from error
         rows: list[Encoded] = []
         spans = []

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
-from comd_trainer.data.images import BadImage, Images
+from comd_trainer.data.images import BadImageError, Images
 from comd_trainer.generation.base import OnDone, Reply, Request
 from comd_trainer.generation.encoding import PromptEncoder
 from comd_trainer.generation.sampling import GumbelSampler
@@ -76,7 +76,7 @@ class TransformersGenerator:
     def _inputs(self, batch: Sequence[Request]) -> Encoded:
         try:
             rows = self.encoder.encode(batch)
-        except BadImage as error:
+        except BadImageError as error:
             raise BadDataError(f"data.images: {error}; leave its rows out") from error
         kept = [{name: value for name, value in row.items() if name in self._accepted} for row in rows]
         return stack(kept, side="left", pad_token_id=self.loaded.pad_token_id)

@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from comd_trainer.data.rows import Turn
 from comd_trainer.models.compose import compose
 from comd_trainer.models.load import LoadedModel, load_model
 from comd_trainer.models.save import save_model
+
+ProjectorType = Literal["Linear", "MLP"]
+Features = Literal["Patch", "Full"]
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 16
@@ -121,7 +125,7 @@ def save_tiny_language_model(
 
 
 def tiny_composed(
-    *, projector: str = "Linear", features: str = "Patch", chat_template: str | None = None
+    *, projector: ProjectorType = "Linear", features: Features = "Patch", chat_template: str | None = None
 ) -> ComposedStudent:
     """`spec.student.composed` over the folders `vision` and `language`."""
     return ComposedStudent(
@@ -132,7 +136,7 @@ def tiny_composed(
 
 
 def tiny_llava(
-    folder: Path, *, projector: str = "MLP", features: str = "Patch", seed: int = 0, tied: bool = False
+    folder: Path, *, projector: ProjectorType = "MLP", features: Features = "Patch", seed: int = 0, tied: bool = False
 ) -> LoadedModel:
     """A LLaVA composed of the two above, whose parts are left in `folder`."""
     return compose(
@@ -144,7 +148,7 @@ def tiny_llava(
 
 
 def save_tiny_llava(
-    folder: Path, *, projector: str = "MLP", features: str = "Patch", seed: int = 0, tied: bool = False
+    folder: Path, *, projector: ProjectorType = "MLP", features: Features = "Patch", seed: int = 0, tied: bool = False
 ) -> Path:
     """The same as a checkpoint in Hugging Face layout: `folder/llava`, with the parts beside it."""
     loaded = tiny_llava(folder, projector=projector, features=features, seed=seed, tied=tied)
@@ -165,5 +169,11 @@ def tiny_image(seed: int = 0, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE
 
 def ask(text: str, *history: str) -> tuple[Turn, ...]:
     """Turns that end with the question `text`; `history` is question, answer, question, answer …"""
-    roles = ("user", "assistant") * (len(history) // 2 + 1)
-    return tuple(Turn(role=role, text=words) for role, words in zip(roles, [*history, text], strict=False))  # type: ignore[arg-type]
+    roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant") * (len(history) // 2 + 1)
+    return tuple(Turn(role=role, text=words) for role, words in zip(roles, [*history, text], strict=False))
+
+
+def num_image_tokens(loaded: LoadedModel, ids: torch.Tensor) -> int:
+    """How many of the input ids (1, length) stand for a part of an image."""
+    assert loaded.image_token_id is not None
+    return int((ids == loaded.image_token_id).sum())

@@ -1,4 +1,4 @@
-"""Exit codes of `comd-trainer` and `comd`: a contract, because the operator decides by them (DESIGN, "The operator").
+"""Exit codes of `comd-trainer` and `comd`: a contract, because the operator decides by them.
 
 64, 65 and 75 are sysexits.h's EX_USAGE, EX_DATAERR and EX_TEMPFAIL.
 """

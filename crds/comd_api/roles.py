@@ -153,7 +153,8 @@ class Augmentor(ApiModel):
 
     type: Literal["Chat", "Retrieval", "Random", "Repeat"] = "Chat"
     """`Chat`: a prompted model writes them. `Retrieval`: the most similar, not yet used instructions of `data.bank`.
-    `Random`: any not yet used instructions of `data.bank`, as many as the competition would pay teacher answers for. `Repeat`: none, the train pool stays as it is."""
+    `Random`: any not yet used instructions of `data.bank`, as many as the competition would pay teacher answers for.
+    `Repeat`: none, the train pool stays as it is."""
     model: Model | None = None
     """The model that writes (`Chat` only); the teacher when left out. Never the student."""
     chat: ChatOptions = Field(default_factory=ChatOptions)

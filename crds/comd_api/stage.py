@@ -31,9 +31,6 @@ class StageConfig(ApiModel):
     inputs: list[ArtifactRef] = Field(default_factory=list)
     """Artifacts of earlier stages: `preflight`; `student` and `pools` of the stage before."""
 
-    def input(self, name: str) -> ArtifactRef | None:
-        return next((ref for ref in self.inputs if ref.name == name), None)
-
 
 class StageResult(ApiModel):
     """The termination message: how a stage (or the part of it that one Job runs) ended. At most 4,096 bytes as JSON."""

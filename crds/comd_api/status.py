@@ -10,7 +10,7 @@ RunPhase = Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"]
 StagePhase = Literal["Pending", "Running", "Retrying", "Suspended", "Succeeded", "Failed"]
 ExitClass = Literal["Done", "UserError", "BadData", "TryAgain", "Failed", "OutOfMemory", "Deadline"]
 PhaseName = Literal["preflight", "pretrain", "teach", "tune", "answer", "assess", "augment", "evaluate"]
-"""The steps of a stage, in the order in which a round runs them (DESIGN, "Words")."""
+"""The steps of a stage, in the order in which a round runs them."""
 
 ShortText = Annotated[str, Field(max_length=64)]
 MessageText = Annotated[str, Field(max_length=1024)]

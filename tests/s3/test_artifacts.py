@@ -6,7 +6,9 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,8 +60,8 @@ def made(folder: Path, files: dict[str, bytes] = FILES) -> Path:
     return folder
 
 
-def published(place: Place, tmp_path: Path, name: str = "out", **changes: object) -> Artifact:
-    arguments: dict[str, object] = {
+def published(place: Place, tmp_path: Path, name: str = "out", **changes: Any) -> Artifact:
+    arguments: dict[str, Any] = {
         "prefix": PREFIX,
         "kind": "tune",
         "key": "k",
@@ -68,7 +70,7 @@ def published(place: Place, tmp_path: Path, name: str = "out", **changes: object
         "cache_dir": tmp_path / "cache",
         **changes,
     }
-    return publish(place.store, **arguments)  # type: ignore[arg-type]
+    return publish(place.store, **arguments)
 
 
 def reopened(place: Place, cache: Path) -> Artifact:
@@ -215,8 +217,8 @@ def test_a_manifest_that_is_none(place: Place, tmp_path: Path, manifest: bytes) 
 def test_a_reference_is_held_to_its_digest(place: Place, tmp_path: Path) -> None:
     artifact = published(place, tmp_path)
     ref = artifact.ref("student")
-    arguments = {"store": place.store, "cache_dir": tmp_path / "cache"}
-    assert open_ref(ref, **arguments) == artifact  # type: ignore[arg-type]
+    open_here = partial(open_ref, store=place.store, cache_dir=tmp_path / "cache")
+    assert open_here(ref) == artifact
     for wrong, says in (
         (ref.replace(digest="sha256:" + "0" * 64), "was changed"),
         (ref.replace(uri=ref.uri + "0"), "is gone"),
@@ -224,7 +226,7 @@ def test_a_reference_is_held_to_its_digest(place: Place, tmp_path: Path) -> None
         (ref.replace(uri=f"{place.store.uri}/../x"), "does not lie in this run's store"),
     ):
         with pytest.raises(CorruptArtifactError, match=f"artifact student at .*{says}"):
-            open_ref(wrong, **arguments)  # type: ignore[arg-type]
+            open_here(wrong)
 
 
 def test_of_two_that_publish_at_once_one_wins_whole(place: Place, tmp_path: Path) -> None:

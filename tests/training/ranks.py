@@ -6,7 +6,7 @@ import os
 import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +19,7 @@ from comd_trainer.store.stores import open_store
 
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["comd_trainer.preload", "tests.tiny"])
+Precision = Literal["bf16", "fp16", "fp32"]
 NUM_ROWS = 20
 BATCH_SIZE = 8
 NUM_STEPS = 3
@@ -30,7 +31,7 @@ class Case:
 
     name: str
     stage: int = 2
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     micro: int = 4
     steps: int = NUM_STEPS
     checkpoint_steps: int = 100

@@ -1,4 +1,4 @@
-"""How rows are spread over ranks and micro-batches changes cost, never the result (neighbours 4.3)."""
+"""How rows are spread over ranks and micro-batches changes cost, never the result."""
 
 from pathlib import Path
 from typing import Any

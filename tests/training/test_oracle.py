@@ -1,4 +1,4 @@
-"""Our loss on a batch is the loss that TRL's SFTTrainer computes on the same batch of the same tiny LLaVA (neighbours, section 6)."""
+"""Our loss on a batch is the loss that TRL's SFTTrainer computes on the same batch of the same tiny LLaVA."""
 
 from pathlib import Path
 from typing import Any

@@ -1,10 +1,11 @@
-"""A run that was stopped or killed comes to exactly what the uninterrupted one comes to (neighbours 4.7, 4.8)."""
+"""A run that was stopped or killed comes to exactly what the uninterrupted one comes to."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.training.ranks import Case, plain, result, run_ranks, weights
+from tests.training.ranks import Case, Precision, plain, result, run_ranks, weights
 
 STEPS = 5
 
@@ -15,14 +16,27 @@ def finished(folder: Path, case: Case) -> tuple[list[float], bytes]:
 
 def test_stopping_at_any_step_and_going_on_changes_nothing(folder: Path) -> None:
     # Only one rank is told, and not always the first: ranks must agree before they act.
+    kinds: list[tuple[int, Precision, Sequence[int]]] = [
+        (0, "fp32", (2,)),
+        (1, "fp32", (3,)),
+        (2, "fp32", range(STEPS)),
+        (3, "fp32", (2,)),
+        (0, "bf16", (2,)),
+        (2, "bf16", (2,)),
+        (3, "bf16", (3,)),
+    ]
     stopped = [
-        Case(name=f"stage{stage}-{precision}-stop{stop}", stage=stage, precision=precision, steps=STEPS, stop_at=stop, stop_rank=stop % 2)
-        for stage, precision, stops in (
-            (0, "fp32", (2,)), (1, "fp32", (3,)), (2, "fp32", range(STEPS)), (3, "fp32", (2,)), (0, "bf16", (2,)), (2, "bf16", (2,)),
-            (3, "bf16", (3,)),
+        Case(
+            name=f"stage{stage}-{precision}-stop{stop}",
+            stage=stage,
+            precision=precision,
+            steps=STEPS,
+            stop_at=stop,
+            stop_rank=stop % 2,
         )
+        for stage, precision, stops in kinds
         for stop in stops
-    ]  # fmt: skip
+    ]
     whole = {(case.stage, case.precision): plain(case, f"whole-{case.stage}-{case.precision}") for case in stopped}
     assert run_ranks([*whole.values(), *stopped], folder=folder, world_size=2) == [0, 0]
     for case in stopped:

@@ -1,5 +1,6 @@
-"""What is supervised: the answer and its end mark, and nothing else (neighbours 4.1; method section 12, row 9)."""
+"""What is supervised: the answer and its end mark, and nothing else (method section 12, row 9)."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from comd_trainer.engine.examples import from_answers, from_pairs
 from comd_trainer.engine.loss import num_supervised, predicting_positions, summed_loss
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import IGNORED, encode_prompt
-from tests.tiny import NUM_PATCHES, ask, tiny_image, tiny_llava
+from tests.tiny import NUM_PATCHES, ask, num_image_tokens, tiny_image, tiny_llava
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,14 @@ def collator(llava: LoadedModel, max_length: int = 200) -> Collator:
 
 
 def example(
-    answer: str = "it is red", *, turns: tuple[Turn, ...] | None = None, image: str | None = "a", **more: object
+    answer: str = "it is red",
+    *,
+    turns: tuple[Turn, ...] | None = None,
+    image: str | None = "a",
+    complete: bool = True,
 ) -> Example:
-    return Example(
-        id=answer[:9], image=image, turns=ask("What is it?") if turns is None else turns, answer=answer, **more
-    )  # type: ignore[arg-type]
+    asked = ask("What is it?") if turns is None else turns
+    return Example(id=answer[:9], image=image, turns=asked, answer=answer, complete=complete)
 
 
 def supervised(llava: LoadedModel, row: dict[str, torch.Tensor]) -> str:
@@ -57,7 +61,7 @@ def test_the_last_answer_and_its_end_mark_are_supervised(
     num_prompt = prompt.shape[1]
     assert torch.equal(row["input_ids"][:, :num_prompt], prompt)
     assert (row["labels"][:, :num_prompt] == IGNORED).all()
-    assert int((row["input_ids"] == llava.image_token_id).sum()) == (NUM_PATCHES if image else 0)
+    assert num_image_tokens(llava, row["input_ids"]) == (NUM_PATCHES if image else 0)
     assert ("pixel_values" in row) == (image is not None)
     assert row["attention_mask"].shape == row["input_ids"].shape == row["labels"].shape
 
@@ -81,7 +85,7 @@ def test_a_long_row_loses_the_end_of_its_answer_and_never_an_image_token(llava: 
     cut = collator(llava, max_length=num_prompt + 3).encode(example("red " * 20))
     assert cut["input_ids"].shape[1] == num_prompt + 3
     assert torch.equal(cut["input_ids"], whole["input_ids"][:, : num_prompt + 3])
-    assert int((cut["input_ids"] == llava.image_token_id).sum()) == NUM_PATCHES
+    assert num_image_tokens(llava, cut["input_ids"]) == NUM_PATCHES
     assert not supervised(llava, cut).endswith("</s>")
     with pytest.raises(
         RowError, match=rf"its prompt alone has {num_prompt} tokens, and training.maxLength is {num_prompt}"
@@ -163,11 +167,11 @@ def test_only_positions_before_supervised_tokens_are_predicted() -> None:
 
 
 def test_too_many_bad_rows_end_training() -> None:
-    limits = {"num_rows": 100, "max_fraction": 0.05, "reasons": {"row-1": "its answer is empty"}}
-    check_share(num_dropped=5, num_seen=20, **limits)
-    check_share(num_dropped=10, num_seen=200, **limits)
+    check = partial(check_share, num_rows=100, max_fraction=0.05, reasons={"row-1": "its answer is empty"})
+    check(num_dropped=5, num_seen=20)
+    check(num_dropped=10, num_seen=200)
     with pytest.raises(BadDataError, match=r"6 of 100 training rows .* row-1: its answer is empty"):
-        check_share(num_dropped=6, num_seen=20, **limits)
+        check(num_dropped=6, num_seen=20)
 
 
 def test_examples_from_pairs_and_answers() -> None:

@@ -1,6 +1,7 @@
 """Order, schedule and DeepSpeed's configuration: arithmetic."""
 
 import math
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -88,7 +89,7 @@ def test_no_step_is_wasted_on_a_rate_of_zero() -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_deepspeed_is_told_everything(stage: int, precision: str) -> None:
+def test_deepspeed_is_told_everything(stage: int, precision: Literal["bf16", "fp16", "fp32"]) -> None:
     training = Training(
         micro_batch_size=2, precision=precision, max_grad_norm=0.5, deepspeed=DeepSpeed(zero_stage=stage)
     )

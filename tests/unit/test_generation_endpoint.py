@@ -249,7 +249,7 @@ def test_a_broken_connection_is_made_again() -> None:
         assert ask(service.endpoint(), [request("q")])["key of q"].text == "you said q"
 
 
-BROKEN = {
+BROKEN: dict[str, object] = {
     "no JSON": b"<html>proxy error</html>",
     "cut JSON": b'{"choices": [{"mess',
     "no choices": {"choices": []},

@@ -50,8 +50,14 @@ def test_likelihoods_are_means_over_answer_and_end_mark(root: Path, models: Path
 
 def test_likelihoods_of_a_text_only_model(root: Path, models: Path) -> None:
     rows = [(replace(item, image=None), answer) for item, answer in answer_rows()]
-    given = {"checkpoint": models / "language", "fingerprint": "sha256:text", "field": "spec.assessor.model"}
-    values = score_answers(context(root), rows=rows, batch_size=6, **given)
+    values = score_answers(
+        context(root),
+        checkpoint=models / "language",
+        fingerprint="sha256:text",
+        field="spec.assessor.model",
+        rows=rows,
+        batch_size=6,
+    )
     loaded = load_tiny(models / "language")
     for (item, answer), value in zip(rows, values, strict=True):
         prompt, wanted = encode_prompt(loaded, item.turns, None)["input_ids"], encode_answer(loaded, answer)

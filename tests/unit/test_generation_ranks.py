@@ -6,13 +6,15 @@ import json
 import multiprocessing
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from comd_api.recipe import Decoding
 from comd_trainer.generation.base import Reply, Request
 from comd_trainer.generation.transformers import TransformersGenerator
+from comd_trainer.models.prompts import Encoded
 from tests.unit.test_generation_calls import SAMPLED, context, items, models, root, teach  # noqa: F401 - two are fixtures
 from tests.unit.test_generation_likelihood import answer_rows, scored
 
@@ -24,9 +26,11 @@ def rank_main(root: str, rank: int, port: int, world_size: int) -> None:
     counted: list[int] = []
     real = TransformersGenerator._answer
 
-    def count(self: TransformersGenerator, batch: list[Request], *rest: Any) -> list[Reply]:
+    def count(
+        self: TransformersGenerator, batch: Sequence[Request], inputs: Encoded, decoding: Decoding
+    ) -> list[Reply]:
         counted.append(len(batch))
-        return real(self, batch, *rest)
+        return real(self, batch, inputs, decoding)
 
     TransformersGenerator._answer = count  # type: ignore[method-assign]
     answers, made = teach(ctx, items(), SAMPLED)

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,7 +104,8 @@ def test_greedy_answers_are_those_of_a_plain_session(root: Path, kind: str) -> N
         image = Images(root / "images").open(request.image) if request.image else None
         inputs = encode_prompt(fresh, request.turns, image)
         inputs.pop("token_type_ids", None)
-        tokens = fresh.model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        generate: Any = fresh.model.generate
+        tokens = generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=0)
         new = tokens[0, inputs["input_ids"].shape[1] :]
         assert replies[request.key].text == fresh.tokenizer.decode(new, skip_special_tokens=True).strip()
 

@@ -28,8 +28,10 @@ from tests.tiny import (
     CHAT_TEMPLATE,
     HIDDEN_SIZE,
     NUM_PATCHES,
+    Features,
     ask,
     load_tiny,
+    num_image_tokens,
     save_tiny_language_model,
     save_tiny_vision_tower,
     tiny_composed,
@@ -47,12 +49,16 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def logits(loaded: LoadedModel) -> torch.Tensor:
     with torch.no_grad():
-        return loaded.model(**encode_prompt(loaded, QUESTION, tiny_image(7))).logits
+        scores: torch.Tensor = loaded.model(**encode_prompt(loaded, QUESTION, tiny_image(7))).logits
+    return scores
 
 
-def composed(folder: Path, **options: str) -> LoadedModel:
+def composed(folder: Path, *, chat_template: str | None = None, seed: int = 0) -> LoadedModel:
     return compose(
-        tiny_composed(**options), vision_folder=folder / "vision", language_folder=folder / "language", seed=0
+        tiny_composed(chat_template=chat_template),
+        vision_folder=folder / "vision",
+        language_folder=folder / "language",
+        seed=seed,
     )
 
 
@@ -109,12 +115,11 @@ def test_parts_are_kept_as_they_are(llava: LoadedModel, tmp_path: Path) -> None:
 def test_the_projector_comes_from_the_seed_alone(tmp_path: Path) -> None:
     save_tiny_vision_tower(tmp_path / "vision")
     save_tiny_language_model(tmp_path / "language")
-    options = {"vision_folder": tmp_path / "vision", "language_folder": tmp_path / "language"}
     torch.manual_seed(1)
-    first = compose(tiny_composed(), **options, seed=5).model.state_dict()
+    first = composed(tmp_path, seed=5).model.state_dict()
     torch.manual_seed(2)
-    again = compose(tiny_composed(), **options, seed=5).model.state_dict()
-    other = compose(tiny_composed(), **options, seed=6).model.state_dict()
+    again = composed(tmp_path, seed=5).model.state_dict()
+    other = composed(tmp_path, seed=6).model.state_dict()
     name = "model.multi_modal_projector.linear_1.weight"
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first[name], other[name])
@@ -137,16 +142,16 @@ def test_an_mlp_projector_is_two_layers(llava: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize(("features", "num_tokens"), [("Patch", NUM_PATCHES), ("Full", NUM_PATCHES + 1)])
-def test_image_tokens_match_the_features(tmp_path: Path, features: str, num_tokens: int) -> None:
+def test_image_tokens_match_the_features(tmp_path: Path, features: Features, num_tokens: int) -> None:
     loaded = tiny_llava(tmp_path, features=features)
     ids = encode_prompt(loaded, ask("What?"), tiny_image(size=(50, 40)))["input_ids"]
-    assert int((ids == loaded.image_token_id).sum()) == num_tokens == loaded.model.config.image_seq_length
+    assert num_image_tokens(loaded, ids) == num_tokens == loaded.model.config.image_seq_length
     logits(loaded)
 
 
 def test_a_whole_clip_and_a_siglip_give_their_vision_model(tmp_path: Path) -> None:
     save_tiny_language_model(tmp_path / "language")
-    config = CLIPVisionConfigOf(save_tiny_vision_tower(tmp_path / "tower"))
+    config = vision_config_of(save_tiny_vision_tower(tmp_path / "tower"))
     text = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -172,13 +177,13 @@ def test_a_whole_clip_and_a_siglip_give_their_vision_model(tmp_path: Path) -> No
     CLIPImageProcessor.from_pretrained(tmp_path / "tower").save_pretrained(tmp_path / "sig")
     loaded = compose(tiny_composed(), vision_folder=tmp_path / "sig", language_folder=tmp_path / "language", seed=0)
     ids = encode_prompt(loaded, ask("What?"), tiny_image())["input_ids"]
-    assert int((ids == loaded.image_token_id).sum()) == NUM_PATCHES
+    assert num_image_tokens(loaded, ids) == NUM_PATCHES
     logits(loaded)
     save_model(loaded.model, loaded.processor, tmp_path / "student")
     torch.testing.assert_close(logits(load_tiny(tmp_path / "student")), logits(loaded), rtol=0, atol=0)
 
 
-def CLIPVisionConfigOf(folder: Path) -> dict[str, object]:  # noqa: N802
+def vision_config_of(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "config.json").read_text()))
 
 
@@ -188,7 +193,9 @@ def test_pad_token_differs_from_the_end_mark(llava: LoadedModel) -> None:
     assert generation.pad_token_id == tokenizer.pad_token_id
     assert generation.eos_token_id == tokenizer.eos_token_id
     assert generation.bos_token_id == tokenizer.bos_token_id
-    assert len(tokenizer) <= llava.model.get_input_embeddings().weight.shape[0]
+    embeddings = llava.model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    assert len(tokenizer) <= embeddings.weight.shape[0]
 
 
 def test_the_chat_template_takes_strings_and_lists(llava: LoadedModel) -> None:

@@ -103,13 +103,10 @@ def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> GaugeM
 class StatusServer:
     """Serves the status over HTTP when there is a port, and keeps the progress file new when there is one."""
 
-    def __init__(
-        self, *, config: StageConfig, scratch: Path, progress_file: Path | None, address: str, port: int | None
-    ) -> None:
+    def __init__(self, *, config: StageConfig, progress_file: Path | None, address: str, port: int | None) -> None:
         self.status = StageStatus(config)
         self.progress_file = progress_file
         self.address, self.port = address, port
-        self._scratch = scratch
         self._http: ThreadingHTTPServer | None = None
         self._closing = threading.Event()
 
@@ -151,7 +148,7 @@ class StatusServer:
 
 def _handler(status: StageStatus) -> type[BaseHTTPRequestHandler]:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(status)  # type: ignore[arg-type]  # a collector by its protocol
+    registry.register(status)  # a collector by its protocol
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -51,9 +51,7 @@ class Supervisor:
         self.artifacts: dict[str, Artifact] = {}
         self.times: list[PhaseTime] = []
         self.current: PhaseName | None = None
-        self.server = StatusServer(
-            config=self.config, scratch=self.scratch, progress_file=progress_file, address=address, port=port
-        )
+        self.server = StatusServer(config=self.config, progress_file=progress_file, address=address, port=port)
 
     def run(self) -> ExitCode:
         """Runs the stage, writes the termination message, and returns the exit code that goes with it."""
@@ -210,7 +208,7 @@ class Supervisor:
 
 def exit_class_of(code: ExitCode, error: BaseException) -> ExitClass:
     """What the operator calls an end with this code."""
-    if isinstance(error, launcher.KilledError) or isinstance(error, MemoryError) or "out of memory" in str(error)[:40]:
+    if isinstance(error, (launcher.KilledError, MemoryError)) or "out of memory" in str(error)[:40]:
         return "OutOfMemory"
     classes: dict[ExitCode, ExitClass] = {
         ExitCode.DONE: "Done",

@@ -107,4 +107,5 @@ def thumb_vectors(thumbs: list[str]) -> NDArray[np.float32]:
     pixels = np.frombuffer(bytes.fromhex("".join(thumbs)), np.uint8).reshape(len(thumbs), -1).astype(np.float32)
     pixels -= pixels.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(pixels, axis=1, keepdims=True)
-    return np.divide(pixels, norms, out=np.zeros_like(pixels), where=norms > 1.0)
+    vectors: NDArray[np.float32] = np.divide(pixels, norms, out=np.zeros_like(pixels), where=norms > 1.0)
+    return vectors

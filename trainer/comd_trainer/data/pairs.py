@@ -75,7 +75,7 @@ def _pair(row: Any) -> Pair:
         and isinstance(conversations[1], dict)
     ):
         caption = conversations[1].get("value")
-    values = {"id": str(row.get("id", "")), "image": row.get("image"), "caption": caption}
+    values: dict[str, Any] = {"id": str(row.get("id", "")), "image": row.get("image"), "caption": caption}
     for name, value in values.items():
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"field {name} is missing or not a text")

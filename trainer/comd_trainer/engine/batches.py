@@ -1,8 +1,8 @@
-"""Rows to training batches: prompt and answer ids made apart and joined, the answer alone supervised (neighbours 4.1)."""
+"""Rows to training batches: prompt and answer ids made apart and joined, the answer alone supervised."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -12,6 +12,9 @@ from comd_trainer.data.images import BadImageError
 from comd_trainer.data.rows import Turn
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import IGNORED, Encoded, answer_ids, encode_prompt, encode_text, end_mark, stack
+
+MEMO_BYTES = 256 * 2**20
+"""How much of what was encoded is kept for later epochs, on each rank. Small pools fit whole; of large ones the rest is encoded anew."""
 
 
 class RowError(ValueError):
@@ -48,6 +51,8 @@ class Collator:
     loaded: LoadedModel
     open_image: Callable[[str], Image.Image]
     max_length: int
+    _memo: dict[str, Encoded] = field(default_factory=dict)
+    _memo_bytes: list[int] = field(default_factory=lambda: [0])
 
     def __call__(self, examples: Sequence[Example]) -> MicroBatch:
         """Rows that can't be used are left out. Where no image is left, a masked row with a blank one joins: every rank must run the
@@ -56,7 +61,7 @@ class Collator:
         used, dropped = [], {}
         for example in examples:
             try:
-                rows.append(self.encode(example))
+                rows.append(self._encode_once(example))
                 used.append(example.id)
             except (RowError, BadImageError) as error:
                 dropped[example.id] = str(error)
@@ -65,6 +70,18 @@ class Collator:
             rows.append(self.blank())
         inputs = stack(rows, side="right", pad_token_id=self.loaded.pad_token_id)
         return MicroBatch(inputs=inputs, rows=tuple(used), dropped=dropped)
+
+    def _encode_once(self, example: Example) -> Encoded:
+        """`encode`, or what it gave in an earlier epoch."""
+        found = self._memo.get(example.id)
+        if found is not None:
+            return found
+        row = self.encode(example)
+        size = sum(value.nbytes for value in row.values())
+        if self._memo_bytes[0] + size <= MEMO_BYTES:
+            self._memo[example.id] = row
+            self._memo_bytes[0] += size
+        return row
 
     def encode(self, example: Example) -> Encoded:
         """Inputs and `labels` of one row, (1, length). Raises RowError and BadImageError."""

@@ -1,7 +1,7 @@
 """Checkpoints that a retry continues from, exactly: same losses, same weights.
 
 Every rank writes its share to local disk and puts it into the store as an artifact of its own, manifest last; a checkpoint is
-complete when the shares of all ranks are there. No rank waits for another one's upload (neighbours, thread 10: time-outs while
+complete when the shares of all ranks are there. No rank waits for another one's upload (time-outs while
 rank 0 writes). The newest complete one wins, and older ones are deleted when a newer one is complete.
 """
 

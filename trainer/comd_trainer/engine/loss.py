@@ -1,4 +1,4 @@
-"""The loss: summed token cross-entropy over the number of supervised tokens in the whole global batch (neighbours 4.3).
+"""The loss: summed token cross-entropy over the number of supervised tokens in the whole global batch.
 
 A mean per micro-batch, averaged, would weigh short answers too much and make losses depend on the number of GPUs.
 """

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: arithmetic on the seed and the step, so that nothing is replayed to resume (neighbours 4.7)."""
+"""Which rows a step trains on: arithmetic on the seed and the step, so that nothing is replayed to resume."""
 
 import math
 from dataclasses import dataclass

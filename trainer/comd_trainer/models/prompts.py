@@ -71,19 +71,6 @@ def encode_text(loaded: LoadedModel, text: str, image: Image | None) -> Encoded:
     return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
 
 
-def encode_prompts(
-    loaded: LoadedModel,
-    prompts: Sequence[tuple[Sequence[Turn], Image | None]],
-    *,
-    device: torch.device | str | None = None,
-) -> Encoded:
-    """A batch to generate from: padded on the left, on `device` (default: the model's). Rows with and without image may mix."""
-    batch = stack(
-        [encode_prompt(loaded, turns, image) for turns, image in prompts], side="left", pad_token_id=loaded.pad_token_id
-    )
-    return to_device(batch, device=loaded.device if device is None else device, dtype=loaded.model.dtype)
-
-
 def encode_answer(loaded: LoadedModel, text: str) -> list[int]:
     """Ids of an answer that was cut off nowhere: its text, then the end mark."""
     return [*answer_ids(loaded, text), end_mark(loaded)]

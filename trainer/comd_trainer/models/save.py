@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 SHARD_BYTES = 4_000_000_000
-"""Files of this size go up in parallel and are still read quickly (neighbours: 2 to 5 GB)."""
+"""Files of this size go up in parallel and are still read quickly."""
 
 
 def save_model(

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.annotations import Annotation
@@ -30,16 +30,12 @@ def write_new(
     What is asked depends on the attempt's number alone, and replies are kept, so a restart goes through the same waves.
     """
     wanted, factor = ctx.spec.rounds.augmentation, ctx.spec.augmentor.chat.max_attempts_factor
-    branches = [
-        Branch(
-            name=name,
-            round=ctx.config.round,
-            parents=parents,
-            wanted=count,
-            max_attempts=attempts_allowed(count, factor),
-        )
-        for name, parents, count in (("hard", hard, wanted.hard_items), ("easy", easy, wanted.easy_items))
-    ]
+
+    def branch_of(name: Literal["hard", "easy"], parents: Parents, count: int) -> Branch:
+        allowed = attempts_allowed(count, factor)
+        return Branch(name=name, round=ctx.config.round, parents=parents, wanted=count, max_attempts=allowed)
+
+    branches = [branch_of("hard", hard, wanted.hard_items), branch_of("easy", easy, wanted.easy_items)]
     deduplication = ctx.spec.rounds.deduplication
     assert deduplication.scope is not None, "the supervisor resolves the spec"
     novelty = Novelty(

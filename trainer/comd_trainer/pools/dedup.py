@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score import rouge_scorer
 
 from comd_trainer.data.rows import Item
 from comd_trainer.data.text import normalise, words
@@ -44,6 +43,9 @@ class SimilarTexts:
         self._lengths = array("i")
         self._holders: dict[tuple[str, int], array[int]] = {}
         """Places of the texts that hold a word for the first, second … time."""
+        # Imported here: it brings nltk, more than a second that only a prompted augmentor needs to pay.
+        from rouge_score import rouge_scorer
+
         self._scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
 
     def add(self, text: str) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from comd_api.exit_codes import TryAgainError, UserError
 
 _PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
-"""Weights in formats that we never load (DESIGN: safetensors only), left on the hub."""
+"""Weights in formats that we never load: safetensors only, left on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-training test-e2e test-models lint format crds bench lock clean
+.PHONY: help install demo test test-unit test-training test-s3 test-e2e test-models lint format crds bench lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,13 +23,16 @@ $(STAMP): pyproject.toml requirements/dev.txt
 demo: install ## The whole method on handwritten digits, with the plain control beside it
 	$(BIN)/python examples/digits/demo.py
 
-test: lint test-unit test-training test-e2e ## All of it but what is opt-in
+test: lint test-unit test-training test-s3 test-e2e ## All of it but what is opt-in
 
 test-unit: install ## Decisions, stores, policies: tables and properties
 	$(BIN)/python -m pytest tests/unit
 
 test-training: install ## Training by invariants: equal losses, exact resume
 	$(BIN)/python -m pytest tests/training
+
+test-s3: install ## The store against a real S3 server; skipped without Go, except in CI
+	$(BIN)/python -m pytest tests/s3
 
 test-e2e: install ## Whole runs on this machine
 	$(BIN)/python -m pytest tests/e2e

@@ -150,7 +150,7 @@ class Rounds(ApiModel):
     below_floor: Literal["Stop", "Fail"] = "Stop"
     """What happens then: the run ends well with the student it has, or fails. The threshold is never lowered in silence."""
     replay_fraction: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    """Earlier train items kept in the next train pool, per new item. By profile: 0.25 (default), 0 (lion)."""
+    """Earlier train items kept in the next train pool, per new or fresh item. By profile: 0.25 (default), 0 (lion)."""
     assessment: Assessment = Field(default_factory=Assessment)
     augmentation: Augmentation = Field(default_factory=Augmentation)
     deduplication: Deduplication = Field(default_factory=Deduplication)

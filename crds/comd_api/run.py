@@ -109,6 +109,11 @@ class RunSpec(ApiModel):
             "set assessor.model.checkpoint, or use type Judge",
         ),
         Rule(
+            "self.assessor.type != 'Reference' || self.augmentor.type != 'Chat' || self.rounds.count == 1",
+            "assessor.type Reference needs known answers, and items that augmentor.type Chat writes have none; "
+            "use augmentor.type Retrieval, or another assessor",
+        ),
+        Rule(
             "self.rounds.count == 1 || self.augmentor.type == 'Repeat' || "
             "self.rounds.augmentation.hardItems + self.rounds.augmentation.easyItems > 0",
             "rounds.augmentation.hardItems and easyItems are both 0, so that round 2 would have nothing to learn from",

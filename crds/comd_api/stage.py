@@ -48,12 +48,10 @@ class StageResult(ApiModel):
 
     def to_termination_message(self) -> str:
         """Compact JSON of at most 4,096 bytes. What is broken down by group goes first when it does not fit (it is in the
-        `evaluate` artifact as well), then the message is cut."""
-        candidates = (
-            self,
-            self.replace(scores=[score.replace(groups=[]) for score in self.scores]),
-            self.replace(scores=[score.replace(groups=[]) for score in self.scores], message=self.message[:256]),
-        )
+        `evaluate` artifact as well), then texts are cut, then times and scores go: a stage that is done must not fail for them."""
+        plain = self.replace(scores=[score.replace(groups=[]) for score in self.scores])
+        short = plain.replace(message=self.message[:256], stop=self.stop and self.stop[:256])
+        candidates = (self, plain, short, short.replace(phases=[]), short.replace(phases=[], scores=[]))
         for candidate in candidates:
             text = json.dumps(candidate.to_wire(), separators=(",", ":"), ensure_ascii=False)
             if len(text.encode()) <= MAX_TERMINATION_MESSAGE:

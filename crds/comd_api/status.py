@@ -54,6 +54,9 @@ class Counts(ApiModel):
     train: int | None = None
     """Items the student was tuned on."""
     compared: int | None = None
+    """Items that teacher and student were compared on."""
+    fresh: int | None = None
+    """Of these, bank items that the student was never trained on; they join the next train pool."""
     hard: int | None = None
     easy: int | None = None
     dropped: int | None = None
@@ -63,7 +66,8 @@ class Counts(ApiModel):
     rejected: int | None = None
     """Candidates that a filter turned down."""
     teacher_answers: int | None = None
-    """Answers that the teacher had to make in this stage; those found in the cache are not counted."""
+    """Answers that the teacher had to make for the pools in this stage; those found in the cache, and those to evaluation sets, are
+    not counted."""
 
 
 class PhaseTime(ApiModel):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+
+from comd_api.exit_codes import ExitCode
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent.parent / "runs"
@@ -29,14 +32,23 @@ def main() -> int:
     run("examples/digits/prepare.py", HERE / "prepare.py", "--out", store / "inputs")
 
     control_dir = arguments.work_dir.with_name(arguments.work_dir.name + "-control")
-    control = None
+    control: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _frame: object) -> None:
+        """Ctrl-C is for the two runs, which save and end; here it is only waited for them."""
+        if control is not None:
+            control.send_signal(number)
+
+    signal.signal(signal.SIGINT, pass_on)
     if not arguments.no_control:
         control = start_control(control_dir, store)
     say("2. comd run examples/digits/run.yaml: pre-training, then rounds of competition")
     code = subprocess.run(comd(HERE / "run.yaml", arguments.work_dir, store), env=ENVIRONMENT).returncode
     if code != 0:
         if control is not None:
-            control.terminate()
+            if code != ExitCode.TRY_AGAIN:
+                control.terminate()
+            control.wait()
         return code
     if control is not None:
         say(
@@ -73,7 +85,9 @@ def start_control(folder: Path, store: Path) -> subprocess.Popen[bytes]:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(manifest, sort_keys=False))
     with (folder / "output.txt").open("wb") as output:
-        return subprocess.Popen(comd(path, folder, store, "--quiet"), stdout=output, stderr=output, env=ENVIRONMENT)
+        command = comd(path, folder, store, "--quiet")
+        # In a session of its own, so that the terminal's Ctrl-C reaches it once, through us.
+        return subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT, start_new_session=True)
 
 
 def run(label: str, script: Path, *arguments: object) -> None:

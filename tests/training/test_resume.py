@@ -52,7 +52,7 @@ def test_stopping_at_any_step_and_going_on_changes_nothing(folder: Path) -> None
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_kill_in_the_middle_of_training(folder: Path, stage: int) -> None:
-    killed = Case(name="killed", stage=stage, steps=STEPS, checkpoint_steps=2, kill_at_image=11, kill_rank=1)
+    killed = Case(name="killed", stage=stage, steps=STEPS, checkpoint_steps=2, kill_at_image=9, kill_rank=1)
     whole = plain(killed, "whole")
     assert run_ranks([whole], folder=folder, world_size=2) == [0, 0]
     codes = run_ranks([killed], folder=folder, world_size=2)
@@ -85,6 +85,15 @@ def test_older_checkpoints_are_deleted_and_another_world_size_is_refused(folder:
     assert [name.split("-")[1] for name in kept] in (["00000003", "00000004"], ["00000004"])
     assert run_ranks([case], folder=folder, world_size=1) == [1]
     assert "was written by 2 ranks, and this attempt has 1" in (folder / "error-0.txt").read_text()
+
+
+def test_another_zero_stage_begins_again(folder: Path) -> None:
+    """Who ran out of memory may raise it: the phase's key stays, and no stage reads another's checkpoints."""
+    stopped = Case(name="run", stage=2, steps=STEPS, stop_at=2)
+    assert run_ranks([stopped], folder=folder, world_size=2) == [0, 0]
+    other, whole = Case(name="run", stage=3, steps=STEPS), Case(name="whole", stage=3, steps=STEPS)
+    assert run_ranks([other, whole], folder=folder, world_size=2) == [0, 0]
+    assert finished(folder, other) == finished(folder, whole)
 
 
 def test_a_loss_that_is_no_number_names_its_rows_and_steps_no_weight(folder: Path) -> None:

@@ -98,6 +98,12 @@ EXAMPLES = [
         manifest(assessor={"type": "Likelihood"}, teacher=ENDPOINT),
     ),
     Example(
+        "assessor.type Reference needs",
+        "spec.",
+        manifest(assessor={"type": "Reference"}, augmentor__type="Retrieval", data__bank="bank.jsonl"),
+        manifest(assessor={"type": "Reference"}),
+    ),
+    Example(
         "rounds.augmentation.hardItems and easyItems",
         "spec.",
         manifest(rounds={"count": 1, "augmentation": {"hardItems": 0, "easyItems": 0}}),
@@ -166,8 +172,8 @@ EXAMPLES = [
     Example(
         "type Reference compares",
         "spec.assessor.",
-        manifest(assessor={"type": "Reference"}),
-        manifest(assessor={"type": "Reference", "model": CHECKPOINT}),
+        manifest(assessor={"type": "Reference"}, augmentor__type="Repeat"),
+        manifest(assessor={"type": "Reference", "model": CHECKPOINT}, augmentor__type="Repeat"),
     ),
     Example(
         "set exactly one of composed and checkpoint",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -233,12 +234,25 @@ def test_drops_up_to_the_limit_are_let_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hard", "floor", "wanted", "stops"),
-    [(50, 50, 10, False), (49, 50, 10, True), (0, 0, 10, True), (0, 0, 0, False), (1, 0, 10, False)],
+    ("hard", "easy", "dropped", "floor", "wanted", "stop"),
+    [
+        (50, 9, 0, 50, 10, None),
+        (49, 9, 0, 50, 10, "has caught up with the teacher"),
+        (0, 9, 0, 0, 10, "has caught up with the teacher"),
+        (0, 9, 0, 0, 0, None),
+        (1, 0, 0, 0, 10, None),
+        (49, 9, 2, 50, 10, r"hardItemsFloor \(50\); 2 of 60 compared items have no verdict$"),
+        (0, 0, 16, 0, 0, "^16 of 16 compared items have no verdict, so that there is nothing to make new items from$"),
+        (0, 0, 16, 50, 10, "^16 of 16 compared items have no verdict"),
+    ],
 )
-def test_when_a_round_stops(hard: int, floor: int, wanted: int, stops: bool) -> None:
-    why = why_stop(hard=hard, floor=floor, hard_items=wanted, threshold=1.0)
-    assert (why is not None) is stops
+def test_when_a_round_stops_and_what_it_says(
+    hard: int, easy: int, dropped: int, floor: int, wanted: int, stop: str | None
+) -> None:
+    counts = {"compared": hard + easy + dropped, "hard": hard, "easy": easy, "dropped": dropped}
+    why = why_stop(counts, floor=floor, hard_items=wanted, threshold=1.0)
+    assert (why is None) is (stop is None)
+    assert stop is None or re.search(stop, why or "")
 
 
 def test_summary_counts() -> None:

@@ -112,6 +112,17 @@ def test_parts_are_kept_as_they_are(llava: LoadedModel, tmp_path: Path) -> None:
     torch.testing.assert_close(llava.model.model.language_model.norm.weight, original.model.norm.weight)
 
 
+def test_a_saved_student_does_not_depend_on_where_its_parts_lay(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        student = tiny_llava(tmp_path / place)
+        save_model(student.model, student.processor, tmp_path / f"student-{place}")
+    here, there = (
+        {path.name: path.read_bytes() for path in (tmp_path / f"student-{place}").iterdir()}
+        for place in ("here", "there")
+    )
+    assert here == there
+
+
 def test_the_projector_comes_from_the_seed_alone(tmp_path: Path) -> None:
     save_tiny_vision_tower(tmp_path / "vision")
     save_tiny_language_model(tmp_path / "language")

@@ -9,6 +9,7 @@ import pytest
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
 from comd_trainer.generation.base import Request
+from comd_trainer.phases import phase_module
 from tests.unit.phase_world import Script, StoppedError, World, make_world, rows_of
 
 SEED_ROWS = [
@@ -207,6 +208,33 @@ def test_too_few_hard_items_stop_the_run_with_unchanged_pools(tmp_path: Path, mo
         failing.play_round(1, None)
 
 
+@pytest.mark.parametrize(
+    ("phase", "change", "differs"),
+    [
+        ("augment", {"rounds": {**ROUNDS, "hardItemsFloor": 9}}, True),  # by way of `stop`, which no digest holds
+        ("augment", {"rounds": {**ROUNDS, "threshold": 2.0}}, False),  # by way of the verdicts
+        ("augment", {"rounds": {**ROUNDS, "replayFraction": 0.5}}, True),
+        ("augment", {"generation": {"augmentor": {"temperature": 0.5}}}, True),
+        ("augment", {"generation": {"augmentor": {"batchSize": 1}}}, False),
+        ("answer", {"generation": {"student": {"temperature": 0.5}}}, True),
+        ("answer", {"rounds": {**ROUNDS, "hardItemsFloor": 9}}, False),
+        ("assess", {"rounds": {**ROUNDS, "threshold": 2.0}}, True),
+        ("assess", {"generation": {"assessor": {"temperature": 0.5}}}, True),
+        ("teach", {"generation": {"student": {"temperature": 0.5}}}, False),
+        ("teach", {"generation": {"teacher": {"temperature": 0.5}}}, True),
+        ("teach", {"seed": 1}, True),
+        ("evaluate", {"generation": {"student": {"temperature": 0.5}}}, False),
+        ("evaluate", {"generation": {"evaluation": {"maxNewTokens": 5}}}, True),
+    ],
+)
+def test_what_a_phase_depends_on(
+    phase: Any, change: dict[str, Any], differs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds = [chat_world(tmp_path / name, monkeypatch, **changes) for name, changes in (("a", {}), ("b", change))]
+    first, second = (phase_module(phase).recipe(world.config(1), world.fingerprints) for world in worlds)
+    assert (first != second) == differs
+
+
 def test_a_judge_that_never_parses_is_asked_again_and_then_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +248,23 @@ def test_a_judge_that_never_parses_is_asked_again_and_then_refused(
     with pytest.raises(BadDataError, match=r"have no verdict.*0 of \d+ replies parsed.*A gets 9 of 10"):
         world.play_round(1, None)
     assert sorted(set(temperatures)) == [0.2, 0.4, pytest.approx(0.6), 0.8, 1.0]
+
+
+@pytest.mark.parametrize(("hard_items", "floor"), [(0, 0), (6, 1)])
+def test_a_round_without_any_verdict_stops_and_does_not_praise_the_student(
+    hard_items: int, floor: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = chat_world(
+        tmp_path,
+        monkeypatch,
+        scripts={**SCRIPTS, "assessor": lambda *_: "No idea.", "student": lambda *_: "words that no teacher says"},
+        assessor={"judge": {"maxAttempts": 1, "maxDropFraction": 1.0}},
+        rounds={**ROUNDS, "hardItemsFloor": floor, "augmentation": {"hardItems": hard_items, "easyItems": 4}},
+    )
+    made = world.play_round(1, None)
+    assert made["assess"].meta["counts"]["dropped"] == made["assess"].meta["counts"]["compared"]
+    assert "compared items have no verdict, so that there is nothing" in made["assess"].meta["stop"]
+    assert rows_of(made["augment"], "new.jsonl") == []
 
 
 def test_a_judge_that_needs_two_attempts_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

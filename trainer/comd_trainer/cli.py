@@ -6,17 +6,26 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
-from comd_api.exit_codes import ComdError, UserError
+from comd_api.exit_codes import ComdError, ExitCode, UserError
 from comd_api.stage import StageConfig
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A wrong command line is the user's error; argparse's own code 2 would be tried again."""
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(ExitCode.USER_ERROR)
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="comd-trainer", description="Runs one stage of a distillation run.")
+    parser = _Parser(prog="comd-trainer", description="Runs one stage of a distillation run.")
     parser.add_argument("--version", action="version", version=f"comd-trainer {version('comd')}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     run = commands.add_parser("run", help="run the phases of a stage, in order")
     run.add_argument(
         "--config", type=Path, help="file with the stage's config; default: the variable COMD_STAGE_CONFIG"

@@ -31,6 +31,7 @@ class Progress:
     done: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: dict[str, Any] = field(default_factory=dict)
+    _already_done: int = 0
     _written: float = 0.0
 
     def start(self, *, total: int, unit: str, done: int = 0) -> None:
@@ -50,7 +51,7 @@ class Progress:
             return
         self._written = now
         elapsed = now - self.started
-        fresh = self.done - getattr(self, "_already_done", 0)
+        fresh = self.done - self._already_done
         rate = fresh / elapsed if fresh > 0 and elapsed > 0 else None
         state = {
             "done": self.done,

@@ -7,9 +7,10 @@ does not silently change what the run is about.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,8 @@ from comd_api.exit_codes import BadDataError, UserError
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
 from comd_api.stages import competes
-from comd_trainer.data.instructions import check_share, read_rows
+from comd_trainer.data.annotations import read_annotations
+from comd_trainer.data.instructions import check_share, drop_items, metric_reason, original_reason, read_rows
 from comd_trainer.data.pairs import read_pairs
 from comd_trainer.data.rows import Item
 from comd_trainer.keys import phase_key, phase_prefix
@@ -133,7 +135,7 @@ def check_model_folder(one: NamedSource, sources: Sources, *, template_given: bo
         (folder / name).is_file()
         for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
     ):
-        if one.kind == "vision-tower":
+        if one.kind == "vision-tower" or one.field.startswith("spec.student."):
             raise UserError(f"{one.field} ({one.source}) has no image processor (preprocessor_config.json)")
         log.info("%s has no image processor: it is taken for a model of text alone", one.field)
 
@@ -154,17 +156,34 @@ def count_rows(spec: RunSpec, sources: Sources) -> dict[str, int]:
     data = spec.data
     counts: dict[str, int] = {}
 
-    def count(field: str, source: str) -> None:
+    def count(field: str, source: str, reason: Callable[[Item], str | None] = lambda _: None) -> tuple[Item, ...]:
         rows = read_rows(sources.file(source, field=field), field=field, prefix="", origin="seed")
+        rows = drop_items(rows, reason)
         check_share(rows, field=field, source=source, max_bad_fraction=data.max_bad_row_fraction)
         _check_first_images(rows.items, spec, sources, field=field)
         counts[field] = len(rows.items)
+        return rows.items
 
-    count("spec.data.seed.instructions", data.seed.instructions)
+    needs_answer = data.seed.targets == "Original"
+    seed = count(
+        "spec.data.seed.instructions", data.seed.instructions, original_reason if needs_answer else lambda _: None
+    )
+    check_known_answers(spec, seed, field="spec.data.seed.instructions")
     if data.bank is not None:
-        count("spec.data.bank", data.bank)
+        check_known_answers(spec, count("spec.data.bank", data.bank), field="spec.data.bank")
     for index, evaluation in enumerate(data.evaluation):
-        count(f"spec.data.evaluation[{index}].items", evaluation.items)
+        scored = partial(metric_reason, metric=evaluation.metric)
+        count(f"spec.data.evaluation[{index}].items", evaluation.items, scored)
+    if data.annotations is not None:
+        path = sources.file(data.annotations, field="spec.data.annotations")
+        counts["spec.data.annotations"] = len(
+            read_annotations(
+                path,
+                field="spec.data.annotations",
+                source=data.annotations,
+                max_bad_fraction=data.max_bad_row_fraction,
+            )
+        )
     if spec.pretraining is not None and data.pretraining is not None:
         path = sources.file(data.pretraining, field="spec.data.pretraining")
         pairs = read_pairs(path, field="spec.data.pretraining", max_bad_fraction=data.max_bad_row_fraction)
@@ -180,6 +199,18 @@ def _check_first_images(items: tuple[Item, ...], spec: RunSpec, sources: Sources
         raise BadDataError(
             f"spec.data.images ({spec.data.images}) holds none of the first images that {field} names, such as {names[0]!r}; "
             "image paths start below data.images"
+        )
+
+
+def check_known_answers(spec: RunSpec, items: tuple[Item, ...], *, field: str) -> None:
+    """The assessor `Reference` drops items without a known answer, and too many of those fail the round."""
+    if spec.assessor.type != "Reference" or not competes(spec):
+        return
+    missing = sum(item.reference is None for item in items)
+    if missing > spec.assessor.judge.max_drop_fraction * len(items):
+        raise BadDataError(
+            f"{field}: {missing} of {len(items)} items have no answer, which assessor.type Reference compares with; "
+            "add the field answer to the rows, or use another assessor"
         )
 
 
@@ -213,6 +244,21 @@ def take_fingerprints(wanted: list[NamedSource], sources: Sources) -> dict[str, 
     with ThreadPoolExecutor(max_workers=4) as pool:
         digests = pool.map(lambda entry: sources.fingerprint(entry[0], field=entry[1]), by_source.items())
         return dict(zip(by_source, digests, strict=True))
+
+
+def check_unchanged(spec: RunSpec, fingerprints: Mapping[str, str], sources: Sources) -> None:
+    """Refuses a stage whose files of rows are not those that `preflight` saw: what is made of others would get the keys of these.
+    Folders (images, models) are not hashed again for every stage.
+
+    Raises:
+        UserError: a file was changed since.
+    """
+    for one in named_sources(spec):
+        if one.kind == "file" and sources.fingerprint(one.source, field=one.field) != fingerprints[one.source]:
+            raise UserError(
+                f"{one.field} ({one.source}) was changed after the stage preflight had looked at it; "
+                "put it back, or start a new run under another name"
+            )
 
 
 def _lasting(config: StageConfig) -> Mapping[str, object]:

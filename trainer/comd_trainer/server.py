@@ -24,8 +24,7 @@ PHASE_METRICS = {
     "loss": ("comd_loss", "Loss per supervised token of the newest step."),
     "learning_rate": ("comd_learning_rate", "Learning rate of the newest step."),
     "grad_norm": ("comd_gradient_norm", "Gradient norm of the newest step, before clipping."),
-    "tokens_per_second": ("comd_tokens_per_second", "Tokens trained on per second, over all ranks."),
-    "answers_per_second": ("comd_answers_per_second", "Answers generated per second, over all ranks."),
+    "tokens_per_second": ("comd_tokens_per_second", "Supervised tokens trained on per second, over all ranks."),
 }
 """What phases report by `Progress.update(**metrics)`, and what it is called outside."""
 
@@ -73,6 +72,13 @@ class StageStatus:
             "comd_phase_done", "Steps or items of the running phase that are done.", labels, state.get("done", 0)
         )
         yield _gauge("comd_phase_total", "Steps or items of the running phase.", labels, state.get("total", 0))
+        if state.get("rate") is not None:
+            yield _gauge(
+                "comd_phase_rate",
+                "Steps or items of the running phase per second, over all ranks.",
+                labels,
+                state["rate"],
+            )
         yield _gauge(
             "comd_last_progress_time_seconds",
             "When the running phase last moved.",

@@ -19,11 +19,12 @@ from comd_trainer.context import PreemptedError
 from comd_trainer.keys import phase_key, phase_prefix, stage_artifact_name
 from comd_trainer.logs import configure
 from comd_trainer.phases import phase_module
+from comd_trainer.preflight import check, check_unchanged
 from comd_trainer.server import StatusServer
 from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref, publish
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store, open_store
-from comd_trainer.worker import PhaseJob, describe_error
+from comd_trainer.worker import OUT_OF_MEMORY, PhaseJob, describe_error
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class Supervisor:
         sources = Sources(storage, store, self.cache)
         for ref in self.config.inputs:
             self.artifacts[ref.name] = open_ref(ref, store=store, cache_dir=self.cache)
+        if "preflight" in self.artifacts:
+            check_unchanged(self.config.spec, self.artifacts["preflight"].meta["fingerprints"], sources)
         phases = phases_of(self.config.spec, self.config.stage)
         for phase in phases[: phases.index(self.config.phases[-1]) + 1]:
             if self.stop.is_set():
@@ -97,12 +100,8 @@ class Supervisor:
         self.current = phase
         self.server.begin(phase, self.times)
         if phase == "preflight":
-            from comd_trainer.preflight import check
-
-            artifact, reused = (
-                check(self.config, store=store, sources=sources, cache=self.cache, scratch=self.scratch),
-                False,
-            )
+            artifact = check(self.config, store=store, sources=sources, cache=self.cache, scratch=self.scratch)
+            reused = False
         else:
             artifact, reused = self._find_or_run(phase, store=store)
         self.artifacts[phase] = artifact
@@ -122,11 +121,9 @@ class Supervisor:
             raise UserError(f"stage {self.config.stage} has no artifact of the stage preflight among its inputs")
         fingerprints: dict[str, str] = preflight.meta["fingerprints"]
         inputs = {name: self.artifacts[name] for name in module.INPUTS if name in self.artifacts}
-        key = phase_key(
-            phase=phase,
-            recipe=module.recipe(self.config, fingerprints),
-            inputs={name: artifact.digest for name, artifact in inputs.items()},
-        )
+        recipe = module.recipe(self.config, fingerprints)
+        digests = {name: artifact.digest for name, artifact in inputs.items()}
+        key = phase_key(phase=phase, recipe=recipe, inputs=digests)
         prefix = phase_prefix(self.config, phase, key)
         found = open_artifact(store, prefix, cache_dir=self.cache)
         if found is not None:
@@ -154,6 +151,8 @@ class Supervisor:
         launcher.launch(job, num_proc=num_proc, stop=self.stop, grace_seconds=self.grace_seconds)
         meta_file = folder / "scratch" / "meta.json"
         meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+        # What the key was made from: seeds, decoding, models, pools (method section 12, row 30).
+        meta |= {"recipe": recipe, "inputs": digests}
         artifact = publish(
             store, prefix=prefix, kind=phase, key=key, folder=folder / "out", meta=meta, cache_dir=self.cache
         )
@@ -208,7 +207,7 @@ class Supervisor:
 
 def exit_class_of(code: ExitCode, error: BaseException) -> ExitClass:
     """What the operator calls an end with this code."""
-    if isinstance(error, (launcher.KilledError, MemoryError)) or "out of memory" in str(error)[:40]:
+    if isinstance(error, (launcher.KilledError, MemoryError)) or str(error).startswith(OUT_OF_MEMORY):
         return "OutOfMemory"
     classes: dict[ExitCode, ExitClass] = {
         ExitCode.DONE: "Done",

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,8 @@ from comd_api.status import ArtifactRef, PhaseName
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+OUT_OF_MEMORY = ("out of memory", "out of GPU memory")
+"""How the sentences begin that tell of it: an exit code has no room for the difference."""
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """How long a rank waits for the others. Said aloud, because the libraries' defaults differ and one rank's slow upload is no hang."""
 
@@ -57,7 +60,7 @@ def run_rank(job: PhaseJob) -> None:
         code, message = describe_error(error)
         if code in (ExitCode.FAILED,):
             traceback.print_exc()
-        account = {"code": int(code), "message": message, "rank": rank}
+        account = {"code": int(code), "message": message, "rank": rank, "time": time.time()}
         errors = Path(job.folder) / "errors"
         (errors / f"rank-{rank}.json").write_text(json.dumps(account))
         sys.stderr.flush()
@@ -69,23 +72,28 @@ def describe_error(error: BaseException) -> tuple[ExitCode, str]:
     """Exit code and one sentence for an error that ended a phase."""
     if isinstance(error, ComdError):
         return error.exit_code, str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return (
-            ExitCode.TRY_AGAIN,
-            f"no space left on the disk at {error.filename or 'an unnamed file'}; free some or give a larger volume",
-        )
+    if is_disk_full(error):
+        where = getattr(error, "filename", None) or "the scratch folder"
+        return ExitCode.TRY_AGAIN, f"no space left on the disk at {where}; free some or give a larger volume"
     if isinstance(error, MemoryError):
         return (
             ExitCode.FAILED,
-            "out of memory; lower training.microBatchSize or generation batch sizes, or give the stage more memory",
+            f"{OUT_OF_MEMORY[0]}; lower training.microBatchSize or generation batch sizes, or give the stage more memory",
         )
     if type(error).__name__ == "OutOfMemoryError":
         return (
             ExitCode.FAILED,
-            "out of GPU memory; lower training.microBatchSize or the batch sizes of generation, "
+            f"{OUT_OF_MEMORY[1]}; lower training.microBatchSize or the batch sizes of generation, "
             "raise training.deepspeed.zeroStage, or use more GPUs",
         )
     return ExitCode.FAILED, f"{type(error).__name__}: {error}"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Also as safetensors (Rust) and torch's writer tell it, which raise no OSError."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error) for sign in ("No space left on device", "PytorchStreamWriter failed writing"))
 
 
 def _run(job: PhaseJob, rank: int) -> None:
@@ -139,7 +147,8 @@ def _die_with_parent() -> None:
 
 
 def read_errors(folder: Path) -> list[dict[str, Any]]:
-    """What the ranks said, the one that says most first: user errors and bad data before what they made the other ranks stumble over."""
+    """What the ranks said, the one that says most first: user errors and bad data before what they made the other ranks stumble over,
+    and of equal ones the earliest, for a lost peer is noticed after it was lost."""
     accounts = [json.loads(path.read_text()) for path in sorted((folder / "errors").glob("rank-*.json"))]
     order = [ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN, ExitCode.FAILED]
-    return sorted(accounts, key=lambda account: (order.index(ExitCode(account["code"])), account["rank"]))
+    return sorted(accounts, key=lambda account: (order.index(ExitCode(account["code"])), account["time"]))

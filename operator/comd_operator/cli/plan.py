@@ -72,7 +72,8 @@ def phase_line(spec: RunSpec, storage: Storage, stage: str, phase: PhaseName) ->
         case "tune":
             return f"student {number - 1}, answers → student {number}, {_tune_steps(spec, storage, number)}"
         case "answer":
-            fresh = f" and {rounds.assessment.fresh_items} unused bank items" if rounds.assessment.fresh_items else ""
+            draws = rounds.assessment.fresh_items if number < rounds.count else 0
+            fresh = f" and {draws} unused bank items" if draws else ""
             pool = f"up to {rounds.assessment.sample_size} items of the cache pool"
             return f"{pool}{fresh} → answers of student {number} and teacher"
         case "assess":
@@ -94,7 +95,10 @@ def _new_items(spec: RunSpec) -> str:
     if spec.augmentor.type == "Repeat":
         return "no new items"
     augmentation = spec.rounds.augmentation
-    return f"{augmentation.hard_items} + {augmentation.easy_items} new items ({spec.augmentor.type})"
+    numbers = [augmentation.hard_items, augmentation.easy_items]
+    if spec.augmentor.type == "Random" and spec.rounds.assessment.fresh_items:
+        numbers.append(spec.rounds.assessment.fresh_items)
+    return f"{' + '.join(map(str, numbers))} new items ({spec.augmentor.type})"
 
 
 def _tune_steps(spec: RunSpec, storage: Storage, number: int) -> str:
@@ -103,8 +107,7 @@ def _tune_steps(spec: RunSpec, storage: Storage, number: int) -> str:
         rows = count_rows(spec.data.seed.instructions, storage)
     else:
         rounds = spec.rounds
-        new = rounds.augmentation.hard_items + rounds.augmentation.easy_items
-        new += rounds.assessment.fresh_items if spec.augmentor.type in ("Chat", "Retrieval") else 0
+        new = rounds.augmentation.hard_items + rounds.augmentation.easy_items + rounds.assessment.fresh_items
         rows = new + round((rounds.replay_fraction or 0.0) * new)
     if number > 1:
         return steps_text(

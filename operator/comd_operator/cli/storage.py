@@ -27,4 +27,5 @@ def choose_storage(spec: RunSpec, option: str | None, *, default: Path) -> Stora
 
 
 def folder_uri(folder: Path) -> str:
-    return f"file://{folder.absolute()}"
+    """As the store reads it: percent-encoded (RFC 8089)."""
+    return folder.absolute().as_uri()

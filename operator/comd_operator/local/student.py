@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 from pydantic import ValidationError
 
@@ -15,7 +16,7 @@ def student_folder(ref: ArtifactRef) -> Path | None:
     """The folder with the checkpoint's files; None for one that is not on this machine."""
     if not ref.uri.startswith("file://"):
         return None
-    prefix = Path(ref.uri.removeprefix("file://"))
+    prefix = Path(unquote(ref.uri.removeprefix("file://")))
     try:
         manifest = Manifest.model_validate(json.loads((prefix / MANIFEST_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):

@@ -111,6 +111,11 @@ def metric_reason(item: Item, metric: str) -> str | None:
     return None
 
 
+def original_reason(item: Item) -> str | None:
+    """Why an item can't be its own target, or None."""
+    return None if item.reference is not None else "field answer is missing, which data.seed.targets Original needs"
+
+
 def _raw_rows(path: Path, *, field: str) -> Iterator[tuple[int, Any]]:
     """(row number from 1, row). A JSON list is LLaVA's own layout; everything else is JSON Lines."""
     with path.open(encoding="utf-8") as file:

@@ -58,11 +58,12 @@ class Found:
 
 
 class Checkpoints:
-    """The checkpoints of one phase, below `ctx.partial`."""
+    """The checkpoints of one phase, below `ctx.partial`; those of each ZeRO stage by themselves, for none can read another's, and
+    the phase's key leaves it out (who ran out of memory may raise it, and then begins the phase again)."""
 
-    def __init__(self, ctx: PhaseContext) -> None:
+    def __init__(self, ctx: PhaseContext, *, zero_stage: int) -> None:
         self._ctx = ctx
-        self._prefix = f"{ctx.partial}/checkpoints"
+        self._prefix = f"{ctx.partial}/checkpoints/zero-{zero_stage}"
         self._attempt = _agreed(uuid.uuid4().hex[:8])
         self._cache = ctx.scratch / f"checkpoint-cache-{ctx.rank:05d}"
 

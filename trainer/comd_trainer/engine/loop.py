@@ -77,7 +77,7 @@ def train(
     keeps_logits = takes_logits_to_keep(loaded.model)
     torch.manual_seed(derive(plan.seed, "dropout", ctx.rank))
     engine = start_engine(ctx, loaded, parameters, plan)
-    checkpoints = Checkpoints(ctx)
+    checkpoints = Checkpoints(ctx, zero_stage=training.deepspeed.zero_stage)
     state = checkpoints.resume(engine)
     ctx.progress.start(total=num_steps, unit="steps", done=state.step)
     report = Report(ctx, num_steps=num_steps, num_tokens=state.num_tokens)
@@ -100,6 +100,8 @@ def train(
         )
         if stops:
             checkpoints.save(engine, state)
+            # The first rank that ends makes the launcher kill the others, after a while: nobody ends before all shares are there.
+            dist.barrier()
             raise PreemptedError(
                 f"stopped by request after step {state.step} of {num_steps}; the next attempt goes on from there"
             )

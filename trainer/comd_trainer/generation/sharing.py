@@ -53,11 +53,12 @@ def complete(
         return known, made
     num_workers = min(ctx.world_size, max_ranks or ctx.world_size)
     if ctx.is_first:
-        logger.info("%s: %d of %d answers are in the cache, %d to make", label, len(known), len(keys), len(missing))
+        logger.info("%s: %d of %d are in the cache, %d to make", label, len(known), len(keys), len(missing))
         ctx.progress.start(total=len(keys), unit="items", done=len(known))
     fresh: dict[str, Result] = {}
     if ctx.rank < num_workers:
-        fresh = _work(ctx, cache=cache, missing=missing, worker=open_worker(), num_workers=num_workers, done=len(known))
+        worker = open_worker()
+        fresh = _work(ctx, cache, worker, missing=missing, num_workers=num_workers, done=len(known), label=label)
     wait_for_all(ctx)
     results = {**known, **fresh} if ctx.world_size == 1 else cache.load(keys)
     lost = [key for key in keys if key not in results]
@@ -79,7 +80,14 @@ def _count_made(ctx: PhaseContext, keys: Sequence[str], missing: int) -> int:
 
 
 def _work(
-    ctx: PhaseContext, *, cache: CallCache, missing: Sequence[str], worker: Worker, num_workers: int, done: int
+    ctx: PhaseContext,
+    cache: CallCache,
+    worker: Worker,
+    *,
+    missing: Sequence[str],
+    num_workers: int,
+    done: int,
+    label: str,
 ) -> dict[str, Result]:
     """This rank's share of the missing calls."""
     mine = [key for batch in worker.plan(missing)[ctx.rank :: num_workers] for key in batch]
@@ -109,5 +117,6 @@ def _work(
     finally:
         flush()
     seconds = time.monotonic() - started
-    logger.info("made %d answers in %.1f s (%.1f per second)", len(fresh), seconds, len(fresh) / max(seconds, 1e-9))
+    rate = len(fresh) / max(seconds, 1e-9)
+    logger.info("%s: made %d in %.1f s (%.1f per second)", label, len(fresh), seconds, rate)
     return fresh

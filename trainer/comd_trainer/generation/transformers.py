@@ -36,7 +36,9 @@ class TransformersGenerator:
         self, loaded: LoadedModel, images: Images | None, device: str, *, check: Callable[[], None] = lambda: None
     ) -> None:
         """`check` is called at least every few seconds and may raise to end the work."""
-        self.loaded, self.device, self.check = loaded, device, check
+        self.loaded, self.device = loaded, device
+        # One for all batches: its clock runs on through many that are short.
+        self._stopping = StoppingCriteriaList([_Check(check)])
         self.encoder = PromptEncoder(loaded, images)
         self.stop_tokens = stop_token_ids(loaded)
         # What a checkpoint suggests (temperatures, penalties) is not taken: the manifest says how to decode.
@@ -104,7 +106,7 @@ class TransformersGenerator:
                 max_new_tokens=decoding.max_new_tokens, do_sample=False, num_beams=1, use_cache=True
             ),
             logits_processor=LogitsProcessorList(sampler),
-            stopping_criteria=StoppingCriteriaList([_Check(self.check)]),
+            stopping_criteria=self._stopping,
         )
         return [self._reply(request, row) for request, row in zip(batch, tokens[:, length:].tolist(), strict=True)]
 

@@ -1,7 +1,7 @@
 """What a round says of its assessment (method section 12, row 30), and when it is refused (rows 16 and 18)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,16 +31,21 @@ def check_drops(
     )
 
 
-def why_stop(*, hard: int, floor: int, hard_items: int, threshold: float) -> str | None:
-    """A sentence when there are too few hard items to go on with (method section 12, row 18), or None. None at all are
-    too few whatever the floor, when new items are to be made from them."""
-    least = max(floor, 1 if hard_items else 0)
-    if hard >= least:
+def why_stop(counts: Mapping[str, int], *, floor: int, hard_items: int, threshold: float) -> str | None:
+    """A sentence when there is too little to go on with (method section 12, row 18), or None. `counts` are those of
+    `summary`.
+
+    No hard items at all are too few whatever the floor, when new items are to be made from them; and without any verdict
+    there is nothing to make items from. That the student has caught up is said only when every item has a verdict.
+    """
+    hard, dropped, compared = counts["hard"], counts["dropped"], counts["compared"]
+    lost = f"{dropped} of {compared} compared items have no verdict"
+    if hard + counts["easy"] == 0:
+        return f"{lost}, so that there is nothing to make new items from"
+    if hard >= max(floor, 1 if hard_items else 0):
         return None
-    return (
-        f"{hard} hard items at threshold {threshold:g} are fewer than rounds.hardItemsFloor ({floor}); "
-        "the student has caught up with the teacher on what was compared"
-    )
+    why = "the student has caught up with the teacher on what was compared" if not dropped else lost
+    return f"{hard} hard items at threshold {threshold:g} are fewer than rounds.hardItemsFloor ({floor}); {why}"
 
 
 def summary(

@@ -72,8 +72,8 @@ def compose(
 
     geometry = _Geometry(student.vision_tower, tower.config)
     config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
-        text_config=language.config.to_dict(),
+        vision_config=_fields(tower.config),
+        text_config=_fields(language.config),
         image_token_index=int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)),
         image_seq_length=geometry.num_tokens,
         projector_hidden_act="linear" if student.projector.type == "Linear" else "gelu",
@@ -96,6 +96,11 @@ def compose(
         chat_template=FLATTEN + template,
     )
     return LoadedModel(model=model, processor=processor, kind="image-text-to-text", field="spec.student.composed")
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """A part's config without the folder that it was read from: the student's bytes must not depend on where that lay."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
 def load_vision_tower(folder: Path, *, dtype: torch.dtype) -> Any:

@@ -71,7 +71,7 @@ def run(ctx: PhaseContext) -> None:
     write_rows(ctx.out / "verdicts.jsonl", verdicts)
     write_rows(ctx.out / "reviews.jsonl", assessed.reviews)
     meta = summary(verdicts, assessed.reviews, teacher=teacher, student=student)
-    ctx.set_meta({**meta, "assessor": spec.assessor.type, **stop_meta(ctx, hard=meta["counts"]["hard"])})
+    ctx.set_meta({**meta, "assessor": spec.assessor.type, **stop_meta(ctx, meta["counts"])})
 
 
 def assess(ctx: PhaseContext, differing: list[Compared]) -> Assessed:
@@ -128,17 +128,22 @@ def _verdict(ctx: PhaseContext, item: Item, scores: Scores | None) -> Verdict:
     return verdict_of(item.id, scores, threshold=rounds.threshold, teacher_floor=rounds.teacher_floor)
 
 
-def stop_meta(ctx: PhaseContext, *, hard: int) -> dict[str, Any]:
+def stop_meta(ctx: PhaseContext, counts: Mapping[str, int]) -> dict[str, Any]:
     """`stop` when no further round makes sense. The last round has none to stop. Raises BadDataError when `belowFloor`
     is `Fail`."""
     rounds = ctx.spec.rounds
     why = why_stop(
-        hard=hard, floor=rounds.hard_items_floor, hard_items=rounds.augmentation.hard_items, threshold=rounds.threshold
+        counts,
+        floor=rounds.hard_items_floor,
+        hard_items=rounds.augmentation.hard_items,
+        threshold=rounds.threshold,
     )
     if why is None or ctx.config.last_round:
         return {}
     if rounds.below_floor == "Fail":
-        raise BadDataError(f"{why}; lower rounds.threshold or rounds.hardItemsFloor, or set rounds.belowFloor to Stop")
+        judged = counts["compared"] > counts["dropped"]
+        mend = "lower rounds.threshold or rounds.hardItemsFloor" if judged else "use an assessor that gives scores"
+        raise BadDataError(f"{why}; {mend}, or set rounds.belowFloor to Stop")
     return {"stop": why}
 
 

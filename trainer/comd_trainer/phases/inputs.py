@@ -15,7 +15,15 @@ from comd_trainer.context import PhaseContext
 from comd_trainer.data.annotations import Annotation, read_annotations
 from comd_trainer.data.hygiene import EvaluationData, remove_overlap
 from comd_trainer.data.images import ImageFacts, Images, look_at_all
-from comd_trainer.data.instructions import Rows, check_share, drop_items, examples, metric_reason, read_rows
+from comd_trainer.data.instructions import (
+    Rows,
+    check_share,
+    drop_items,
+    examples,
+    metric_reason,
+    original_reason,
+    read_rows,
+)
 from comd_trainer.data.rows import Item, Origin
 from comd_trainer.data.rows import read_rows as read_own_rows
 from comd_trainer.generation.base import fingerprint_of
@@ -71,6 +79,9 @@ def augmenting_recipe(config: StageConfig, fingerprints: Mapping[str, str]) -> d
         return found
     found["wanted"] = rounds.augmentation.to_wire()
     found["freshItems"] = rounds.assessment.fresh_items
+    if kind != "Random":
+        # With too few hard items nothing is made. That stands in the meta of `assess`, which its digest leaves out.
+        found["hardItemsFloor"] = rounds.hard_items_floor
     if kind != "Chat":
         return {**found, "bank": bank_recipe(spec, fingerprints)}
     return {
@@ -94,14 +105,13 @@ def augmenting_recipe(config: StageConfig, fingerprints: Mapping[str, str]) -> d
 def read_seed(ctx: PhaseContext, *, needs_answer: bool) -> tuple[list[Item], dict[str, Any]]:
     """The seed pool without bad rows and without what the student is evaluated on, and what to say of that in the
     manifest."""
-    reason = "field answer is missing, which data.seed.targets Original needs"
     rows = _read(
         ctx,
         ctx.spec.data.seed.instructions,
         field="data.seed.instructions",
         prefix="seed/",
         origin="seed",
-        reason=(lambda item: reason if item.reference is None else None) if needs_answer else None,
+        reason=original_reason if needs_answer else None,
     )
     return _clean(ctx, rows, field="data.seed.instructions")
 

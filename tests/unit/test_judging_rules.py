@@ -219,12 +219,20 @@ def verdicts(dropped: int, total: int) -> list[Verdict]:
 
 
 def test_drops_up_to_the_limit_are_let_pass() -> None:
-    check_drops(verdicts(5, 100), [], max_drop_fraction=0.05, field="assessor.judge.maxDropFraction")
-    check_drops([], [], max_drop_fraction=0.0, field="assessor.judge.maxDropFraction")
+    check_drops(
+        verdicts(5, 100), [], max_drop_fraction=0.05, field="assessor.judge.maxDropFraction", unasked="no answer"
+    )
+    check_drops([], [], max_drop_fraction=0.0, field="assessor.judge.maxDropFraction", unasked="no answer")
     failed = Review(item="3", order="TS", raw="I can't say. " * 100, teacher=None, student=None)
     good = Review(item="50", order="TS", raw="", teacher=2.0, student=3.0)
     with pytest.raises(BadDataError) as caught:
-        check_drops(verdicts(6, 100), [good, failed], max_drop_fraction=0.05, field="assessor.judge.maxDropFraction")
+        check_drops(
+            verdicts(6, 100),
+            [good, failed],
+            max_drop_fraction=0.05,
+            field="assessor.judge.maxDropFraction",
+            unasked="no answer",
+        )
     message = str(caught.value)
     assert "6 of 100 compared items have no verdict" in message
     assert "assessor.judge.maxDropFraction (0.05)" in message

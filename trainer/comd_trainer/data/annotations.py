@@ -1,12 +1,11 @@
 """Captions and object boxes of images, for models that can't see them (method section 4b)."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comd_api.exit_codes import BadDataError
-from comd_trainer.data.instructions import RowError, Rows, check_share
+from comd_trainer.data.instructions import RowError, Rows, check_share, raw_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +42,18 @@ def read_annotations(path: Path, *, field: str, source: str, max_bad_fraction: f
     found: dict[str, Annotation] = {}
     bad: list[str] = []
     total = 0
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            total += 1
-            try:
-                annotation = _annotation(json.loads(line))
-            except (RowError, json.JSONDecodeError) as error:
-                bad.append(f"row {number}: {error}")
-                continue
-            if annotation.image in found:
-                raise BadDataError(
-                    f"{field} ({source}) annotates the image {annotation.image!r} twice; give one row an image"
-                )
-            found[annotation.image] = annotation
+    for number, row in raw_rows(path, field=field):
+        total += 1
+        try:
+            annotation = _annotation(row)
+        except RowError as error:
+            bad.append(f"row {number}: {error}")
+            continue
+        if annotation.image in found:
+            raise BadDataError(
+                f"{field} ({source}) annotates the image {annotation.image!r} twice; give one row an image"
+            )
+        found[annotation.image] = annotation
     _check(bad, total=total, field=field, source=source, max_bad_fraction=max_bad_fraction)
     return found
 
@@ -71,6 +67,8 @@ def _check(bad: list[str], *, total: int, field: str, source: str, max_bad_fract
 
 
 def _annotation(row: Any) -> Annotation:
+    if isinstance(row, RowError):
+        raise row
     if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not row["image"]:
         raise RowError("field image must be the path of an image")
     captions, boxes = row.get("captions") or [], row.get("boxes") or []

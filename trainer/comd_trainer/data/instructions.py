@@ -47,7 +47,7 @@ def read_rows(path: Path, *, field: str, prefix: str, origin: Origin) -> Rows:
     seen: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     total = 0
-    for number, row in _raw_rows(path, field=field):
+    for number, row in raw_rows(path, field=field):
         total += 1
         try:
             made = _items_of(row, prefix=prefix, origin=origin, seen=seen)
@@ -116,11 +116,12 @@ def original_reason(item: Item) -> str | None:
     return None if item.reference is not None else "field answer is missing, which data.seed.targets Original needs"
 
 
-def _raw_rows(path: Path, *, field: str) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, row). A JSON list is LLaVA's own layout; everything else is JSON Lines."""
-    with path.open(encoding="utf-8") as file:
-        start = file.read(4096).lstrip("\ufeff \t\r\n")
-    if start.startswith("["):
+def raw_rows(path: Path, *, field: str) -> Iterator[tuple[int, Any]]:
+    """(row number from 1, row); a RowError in the place of a line that is not JSON. A JSON list is LLaVA's own layout;
+    everything else is JSON Lines."""
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"["):
         try:
             loaded = json.loads(path.read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

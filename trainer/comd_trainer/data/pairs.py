@@ -1,12 +1,11 @@
 """Pre-training rows: an image and its caption (method section 3)."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from comd_api.exit_codes import BadDataError
-from comd_trainer.data.instructions import IMAGE_TOKEN, examples
+from comd_trainer.data.instructions import IMAGE_TOKEN, RowError, examples, raw_rows
 from comd_trainer.data.rows import Pair
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ def read_pairs(path: Path, *, field: str, max_bad_fraction: float) -> list[Pair]
     bad: list[str] = []
     seen: set[str] = set()
     total = 0
-    for number, row in _rows(path):
+    for number, row in raw_rows(path, field=field):
         total += 1
         try:
             pair = _pair(row)
@@ -44,26 +43,9 @@ def read_pairs(path: Path, *, field: str, max_bad_fraction: float) -> list[Pair]
     return pairs
 
 
-def _rows(path: Path) -> list[tuple[int, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        try:
-            return list(enumerate(json.loads(text), start=1))
-        except json.JSONDecodeError as error:
-            raise BadDataError(f"{path.name} starts as a JSON list but is not valid JSON: {error}") from error
-    rows: list[tuple[int, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                rows.append((number, error))
-    return rows
-
-
 def _pair(row: Any) -> Pair:
-    if isinstance(row, json.JSONDecodeError):
-        raise ValueError(f"is not JSON ({row})")
+    if isinstance(row, RowError):
+        raise row
     if not isinstance(row, dict):
         raise ValueError(f"must be a JSON object, got {type(row).__name__}")
     caption = row.get("caption")

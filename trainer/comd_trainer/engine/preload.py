@@ -25,7 +25,10 @@ PRELOAD = (
     "comd_trainer.generation.answering",
     "comd_trainer.generation.likelihood",
     "comd_trainer.generation.transformers",
-    *(f"comd_trainer.phases.{name}" for name in ("pretrain", "teach", "tune", "answer", "assess", "augment", "evaluate")),
+    *(
+        f"comd_trainer.phases.{name}"
+        for name in ("pretrain", "teach", "tune", "answer", "assess", "augment", "evaluate")
+    ),
 )
 """Modules that phases would otherwise import first: torch's compiler is pulled in by AdamW's constructor, DeepSpeed's optimizers by
 `deepspeed.initialize`; seconds each."""

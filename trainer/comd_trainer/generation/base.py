@@ -26,6 +26,13 @@ class Request:
     seed: int
     """What sampling draws from. Not looked at when the temperature is 0."""
 
+    @property
+    def title(self) -> str:
+        """What a user would know it by: keys are digests."""
+        text = " ".join(self.turns[-1].text.split())
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        return f"{shown!r}" + (f" (image {self.image})" if self.image is not None else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:

@@ -174,7 +174,7 @@ class EndpointGenerator:
             )
         if status != 200:
             raise UserError(
-                f"{self.field}: {self.endpoint.url} refused request {request.key} of the {self.role} "
+                f"{self.field}: {self.endpoint.url} refused the {self.role}'s request {request.title} "
                 f"(status {status}: {_excerpt(response)}); change the request or the service's limits"
             )
         return _reply_of(request.key, response)
@@ -182,7 +182,7 @@ class EndpointGenerator:
     def _give_up_if_due(self, request: Request, error: _TransientError, *, started: float, unreadable: int) -> None:
         if unreadable >= MAX_UNREADABLE:
             raise BadDataError(
-                f"{self.field}: {self.endpoint.url} answered request {request.key} with what is no chat completion, "
+                f"{self.field}: {self.endpoint.url} answered request {request.title} with what is no chat completion, "
                 f"{unreadable} times ({error}); check that url names an OpenAI-compatible service"
             ) from error
         # A busy service that answers somebody is doing what it can; whoever asks it waits for a turn.
@@ -192,7 +192,7 @@ class EndpointGenerator:
             return
         if self.last_success > started:
             raise ComdError(
-                f"{self.field}: {self.endpoint.url} answers others but not request {request.key} ({error})"
+                f"{self.field}: {self.endpoint.url} answers others but not request {request.title} ({error})"
             ) from error
         raise TryAgainError(
             f"{self.field}: {self.endpoint.url} could not be asked for {self.patience_seconds:.0f} s ({error}); "

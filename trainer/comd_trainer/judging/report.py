@@ -14,16 +14,16 @@ SHOWN = 300
 
 
 def check_drops(
-    verdicts: Sequence[Verdict], reviews: Sequence[Review], *, max_drop_fraction: float, field: str
+    verdicts: Sequence[Verdict], reviews: Sequence[Review], *, max_drop_fraction: float, field: str, unasked: str
 ) -> None:
-    """Raises BadDataError when too many items have no verdict."""
+    """Raises BadDataError when too many items have no verdict. `unasked`: why items have none that nobody was asked about."""
     dropped = [verdict.item for verdict in verdicts if verdict.label == "dropped"]
     if not dropped or len(dropped) <= max_drop_fraction * len(verdicts):
         return
     parsed = sum(review.teacher is not None for review in reviews)
     lost = set(dropped)
     failed = next((review for review in reviews if review.item in lost and review.teacher is None), None)
-    told = f"{parsed} of {len(reviews)} replies parsed" if reviews else "they have no known answer to compare with"
+    told = f"{parsed} of {len(reviews)} replies parsed" if reviews else unasked
     shown = f"; one that did not: {failed.raw[:SHOWN]!r}" if failed is not None else ""
     raise BadDataError(
         f"{len(dropped)} of {len(verdicts)} compared items have no verdict, "
@@ -45,6 +45,8 @@ def why_stop(counts: Mapping[str, int], *, floor: int, hard_items: int, threshol
     if hard >= max(floor, 1 if hard_items else 0):
         return None
     why = "the student has caught up with the teacher on what was compared" if not dropped else lost
+    if hard >= floor:
+        return f"there are no hard items at threshold {threshold:g} for rounds.augmentation.hardItems to be made from; {why}"
     return f"{hard} hard items at threshold {threshold:g} are fewer than rounds.hardItemsFloor ({floor}); {why}"
 
 

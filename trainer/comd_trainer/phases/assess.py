@@ -67,11 +67,17 @@ def run(ctx: PhaseContext) -> None:
     found = {verdict.item: verdict for verdict in assessed.verdicts}
     verdicts = [found.get(item.id) or equal_verdict(item.id) for item in items]
     limit, field = spec.assessor.judge.max_drop_fraction, "assessor.judge.maxDropFraction"
-    check_drops(verdicts, assessed.reviews, max_drop_fraction=limit, field=field)
+    check_drops(verdicts, assessed.reviews, max_drop_fraction=limit, field=field, unasked=why_unasked(spec))
     write_rows(ctx.out / "verdicts.jsonl", verdicts)
     write_rows(ctx.out / "reviews.jsonl", assessed.reviews)
     meta = summary(verdicts, assessed.reviews, teacher=teacher, student=student)
     ctx.set_meta({**meta, "assessor": spec.assessor.type, **stop_meta(ctx, meta["counts"])})
+
+
+def why_unasked(spec: RunSpec) -> str:
+    if spec.assessor.type == "Reference":
+        return "they have no known answer to compare with"
+    return "their images have no annotations, and assessor.judge.evidence Annotations shows the judge nothing else"
 
 
 def assess(ctx: PhaseContext, differing: list[Compared]) -> Assessed:

@@ -1,0 +1,42 @@
+"""What documents and examples say is true: manifests validate and have a plan, paths are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from comd_operator.cli.main import main
+from comd_operator.validation import check_manifest
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = sorted(
+    path for path in (ROOT / "examples").rglob("*.yaml") if "kind: DistillationRun" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_example_is_valid_and_has_a_plan(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(path)]) == 0
+    assert main(["plan", str(path)]) == 0
+    assert "round-1" in capsys.readouterr().out
+
+
+def test_there_are_examples() -> None:
+    assert ROOT / "examples/digits/run.yaml" in MANIFESTS
+
+
+def test_the_guides_manifest_is_valid() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.DOTALL)
+    run, problems = check_manifest(yaml.safe_load(block))
+    assert problems == []
+    assert run is not None
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/guide.md", "examples/digits/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    # The figures are published by `make bench`.
+    missing = [target for target in targets if not ((ROOT / document).parent / target).exists()]
+    assert missing in ([], [target for target in missing if target.endswith("benchmarks/digits.md")])

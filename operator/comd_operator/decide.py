@@ -130,6 +130,8 @@ def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child],
 def _enforce_deadlines(run: DistillationRun, status: RunStatus, now: datetime) -> RunStatus:
     """A passed deadline fails the stage, and with it the run; its Job becomes a leftover."""
     stage = ledger.current(status)
+    if stage is None and (name := stages.upcoming(run.spec, status)) is not None:
+        stage = StageStatus(name=name)  # Between two stages: the next one is not begun only to be ended.
     if stage is None or stage.phase == "Failed":
         return status
     exceeded = deadlines.check(run.spec, status, stage, now).exceeded

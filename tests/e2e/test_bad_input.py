@@ -98,7 +98,11 @@ def rewrite(name: str, data: str | bytes) -> Callable[[Path], object]:
 
 
 def remove(pattern: str) -> Callable[[Path], object]:
-    return lambda inputs: [path.unlink() for path in inputs.glob(pattern)]
+    def spoil(inputs: Path) -> None:
+        for path in inputs.glob(pattern):
+            path.unlink()
+
+    return spoil
 
 
 def take_chat_template(inputs: Path) -> None:
@@ -151,9 +155,7 @@ PREFLIGHT = {
         ),
     ),
     "empty file": Found(rewrite("seed.jsonl", ""), f"{SEED} (inputs/seed.jsonl) holds no rows", 65),
-    "rows that are no JSON": Found(
-        rewrite("seed.jsonl", rows() + "oops\n" * 3), "row 25: is not JSON", 65
-    ),
+    "rows that are no JSON": Found(rewrite("seed.jsonl", rows() + "oops\n" * 3), "row 25: is not JSON", 65),
     "empty instructions": Found(
         rewrite("seed.jsonl", rows({"instruction": " "}, {"instruction": ""})),
         f"{SEED} (inputs/seed.jsonl): 2 of 24 rows can't be used, more than data.maxBadRowFraction (0.05) allows: "
@@ -187,9 +189,7 @@ def test_preflight_finds_it(case: Found, work: Path) -> None:
     assert_failed(done, work, code=case.code, sentence=case.sentence, stage="preflight")
 
 
-def assert_failed(
-    done: subprocess.CompletedProcess[str], work: Path, *, code: int, sentence: str, stage: str
-) -> None:
+def assert_failed(done: subprocess.CompletedProcess[str], work: Path, *, code: int, sentence: str, stage: str) -> None:
     """The code, the sentence as the last thing said, no traceback, and not one retry of a hundred that were allowed."""
     assert done.returncode == code, done.stdout + done.stderr
     last = done.stderr.splitlines()[-1]

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,14 +96,11 @@ def folders_of(store: Path) -> dict[tuple[str, str], Path]:
     return found
 
 
-def variant(path: Path, **rounds: Any) -> dict[str, Any]:
-    """The example's manifest, with the default for `maxDropFraction` unless `rounds` are changed."""
+def write_variant(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The example's manifest with its spec changed. Same name, so that over the same store it finds what is there."""
     document: dict[str, Any] = yaml.safe_load(MANIFEST.read_text())
-    document["spec"]["rounds"].update(rounds)
-    if not rounds:
-        del document["spec"]["assessor"]["judge"]["maxDropFraction"]
+    change(document["spec"])
     path.write_text(yaml.safe_dump(document, sort_keys=False))
-    return document
 
 
 def test_the_manifest_is_valid_and_has_a_plan() -> None:
@@ -237,7 +235,7 @@ def test_no_file_of_the_student_knows_where_it_was_made(finished: Finished) -> N
 def test_by_default_such_a_judge_ends_the_run_and_is_quoted(finished: Finished, tmp_path: Path) -> None:
     """Everything up to the verdicts is there already, replies too: the same store gives them, and nobody is asked again."""
     before = finished.cached_replies()
-    variant(tmp_path / "run.yaml")
+    write_variant(tmp_path / "run.yaml", lambda spec: spec["assessor"]["judge"].pop("maxDropFraction"))
     store = (finished.work / "store").as_uri()
     done = comd("run", tmp_path / "run.yaml", "--work-dir", tmp_path / "work", "--storage", store)
     assert done.returncode == 65, done.stdout + done.stderr
@@ -257,7 +255,8 @@ def test_by_default_such_a_judge_ends_the_run_and_is_quoted(finished: Finished, 
 
 
 def test_without_hard_items_to_learn_from_the_run_ends_early_and_says_so(finished: Finished, tmp_path: Path) -> None:
-    variant(tmp_path / "run.yaml", hardItemsFloor=1, augmentation={"hardItems": 4, "easyItems": 4})
+    rounds = {"hardItemsFloor": 1, "augmentation": {"hardItems": 4, "easyItems": 4}}
+    write_variant(tmp_path / "run.yaml", lambda spec: spec["rounds"].update(rounds))
     store = (finished.work / "store").as_uri()
     done = comd("run", tmp_path / "run.yaml", "--work-dir", tmp_path / "work", "--storage", store)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -203,6 +203,15 @@ def test_a_stage_s_deadline_counts_all_attempts() -> None:
     assert condition(world, "Failed") == ("True", "Deadline")
 
 
+def test_no_stage_is_begun_after_the_run_s_deadline() -> None:
+    world = World(make_run(activeDeadlineSeconds=100))
+    world.step()
+    decision = world.end(after=150)
+    assert decision.create == []
+    assert condition(world, "Failed") == ("True", "Deadline")
+    assert [stage.phase for stage in world.status.stages] == ["Succeeded", "Failed"]
+
+
 def test_the_deadline_of_the_last_stage_does_not_hold_in_the_next() -> None:
     world = World(make_run(stageDeadlineSeconds=100))
     world.step()

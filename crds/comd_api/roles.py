@@ -27,8 +27,8 @@ class SecretKeyRef(ApiModel):
 class Endpoint(ApiModel):
     """An OpenAI-compatible chat completions service (vLLM, SGLang, or any other)."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=1024)]
-    """Base URL up to and including the version, such as `http://vllm.models:8000/v1`."""
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", max_length=1024)]
+    """Base URL up to and including the version, such as `http://vllm.models:8000/v1`. No `user:password@`: it would be told in messages."""
     model: Text
     """Name of the model as the service knows it."""
     api_key_secret_ref: SecretKeyRef | None = None

@@ -344,12 +344,16 @@ def test_one_model_is_kept_and_no_second(root: Path, models: Path) -> None:
         ("fp16", "cuda:1", torch.float16),
         ("fp32", "cuda:0", torch.float32),
         ("bf16", "cpu", torch.bfloat16),
-        ("fp16", "cpu", torch.float32),
         ("fp32", "cpu", torch.float32),
     ],
 )
 def test_precision(precision: str, device: str, dtype: torch.dtype) -> None:
     assert opening.dtype_for(precision, device) == dtype
+
+
+def test_half_precision_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match=r"spec\.training\.precision is fp16, which needs GPUs"):
+        opening.dtype_for("fp16", "cpu")
 
 
 def test_fingerprints() -> None:

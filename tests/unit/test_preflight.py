@@ -4,7 +4,8 @@ import pytest
 
 from comd_api.exit_codes import UserError
 from comd_api.run import RunSpec
-from comd_trainer.preflight import check_numbers, named_sources
+from comd_trainer.generation.endpoint import read_key
+from comd_trainer.preflight import answering_models, check_numbers, named_sources
 
 BASE = {
     "student": {"composed": {"visionTower": {"source": "m/v"}, "projector": {}, "languageModel": {"source": "m/l"}}},
@@ -61,3 +62,18 @@ def test_a_floor_that_no_round_can_reach_is_refused() -> None:
     check_numbers(run, bank_rows=100, seed_rows=23)
     with pytest.raises(UserError, match=r"hardItemsFloor is 30, but round 1 compares only 29 items"):
         check_numbers(run, bank_rows=100, seed_rows=22)
+
+
+def test_an_endpoint_s_key_is_missed_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMD_SECRET_OPEN_AI_TOKEN", raising=False)
+    reference = {"name": "open-ai", "key": "token"}
+    run = spec(
+        teacher={"endpoint": {"url": "http://a/v1", "model": "m", "apiKeySecretRef": reference}},
+        student={"checkpoint": {"source": "s"}},
+    )
+    [(field, model)] = answering_models(run)
+    assert (field, model) == ("spec.teacher", run.teacher)
+    assert [one.field for one in named_sources(run)][:2] == ["spec.student.checkpoint.source", "spec.data.images"]
+    assert model.endpoint is not None
+    with pytest.raises(UserError, match=r"spec\.teacher\.endpoint\.apiKeySecretRef: .* COMD_SECRET_OPEN_AI_TOKEN"):
+        read_key(model.endpoint, field=f"{field}.endpoint")

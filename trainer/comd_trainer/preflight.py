@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from comd_api.exit_codes import BadDataError, UserError
+from comd_api.roles import Model
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
 from comd_api.stages import competes
@@ -22,6 +23,7 @@ from comd_trainer.data.annotations import read_annotations
 from comd_trainer.data.instructions import check_share, drop_items, metric_reason, original_reason, read_rows
 from comd_trainer.data.pairs import read_pairs
 from comd_trainer.data.rows import Item
+from comd_trainer.generation.endpoint import read_key
 from comd_trainer.keys import phase_key, phase_prefix
 from comd_trainer.store.artifacts import Artifact, open_artifact, publish
 from comd_trainer.store.sources import Sources
@@ -57,12 +59,8 @@ def named_sources(spec: RunSpec) -> Iterator[NamedSource]:
         yield NamedSource(
             field="spec.student.checkpoint.source", source=spec.student.checkpoint.source, kind="checkpoint"
         )
-    for field, model in (
-        ("spec.teacher", spec.teacher),
-        ("spec.assessor.model", spec.assessor.model),
-        ("spec.augmentor.model", spec.augmentor.model),
-    ):
-        if model is not None and model.checkpoint is not None:
+    for field, model in answering_models(spec):
+        if model.checkpoint is not None:
             yield NamedSource(field=f"{field}.checkpoint.source", source=model.checkpoint.source, kind="checkpoint")
     data = spec.data
     yield NamedSource(field="spec.data.images", source=data.images, kind="folder")
@@ -76,6 +74,17 @@ def named_sources(spec: RunSpec) -> Iterator[NamedSource]:
             yield NamedSource(field=field, source=source, kind="file")
     for index, evaluation in enumerate(data.evaluation):
         yield NamedSource(field=f"spec.data.evaluation[{index}].items", source=evaluation.items, kind="file")
+
+
+def answering_models(spec: RunSpec) -> Iterator[tuple[str, Model]]:
+    """The models that only answer, each with its field."""
+    for field, model in (
+        ("spec.teacher", spec.teacher),
+        ("spec.assessor.model", spec.assessor.model),
+        ("spec.augmentor.model", spec.augmentor.model),
+    ):
+        if model is not None:
+            yield field, model
 
 
 def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, scratch: Path) -> Artifact:
@@ -94,6 +103,9 @@ def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, s
             one.kind == "language-model" and composed is not None and composed.language_model.chat_template is not None
         )
         check_model_folder(one, sources, template_given=given)
+    for field, model in answering_models(spec):
+        if model.endpoint is not None:
+            read_key(model.endpoint, field=f"{field}.endpoint")
     rows = count_rows(spec, sources)
     check_numbers(spec, bank_rows=rows.get("spec.data.bank"), seed_rows=rows["spec.data.seed.instructions"])
     fingerprints = take_fingerprints(wanted, sources)
@@ -116,6 +128,7 @@ def check_model_folder(one: NamedSource, sources: Sources, *, template_given: bo
     folder = sources.folder(one.source, field=one.field)
     if not (folder / "config.json").is_file():
         raise UserError(f"{one.field} ({one.source}) has no config.json; it must be a folder in Hugging Face layout")
+    check_json(one, folder)
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{one.field} ({one.source}) has no *.safetensors; pickled weights are not loaded, convert them with save_pretrained"
@@ -138,6 +151,17 @@ def check_model_folder(one: NamedSource, sources: Sources, *, template_given: bo
         if one.kind == "vision-tower" or one.field.startswith("spec.student."):
             raise UserError(f"{one.field} ({one.source}) has no image processor (preprocessor_config.json)")
         log.info("%s has no image processor: it is taken for a model of text alone", one.field)
+
+
+def check_json(one: NamedSource, folder: Path) -> None:
+    """Every JSON file of a model's folder must be some: a torn download shows here, and not hours later."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(
+                f"{one.field} ({one.source}): {path.name} is not JSON ({error}); put a whole copy of the checkpoint there"
+            ) from None
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from comd_api.exit_codes import BadDataError
 from comd_trainer.data.rows import Item, Origin, Turn
+from comd_trainer.data.text import has_half_character
 
 IMAGE_TOKEN = "<image>"
 """LLaVA's place holder. The image's place is decided by the chat template, so the text must not name it again."""
@@ -124,18 +125,28 @@ def raw_rows(path: Path, *, field: str) -> Iterator[tuple[int, Any]]:
     if start.startswith(b"["):
         try:
             loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadDataError(f"{field} ({path.name}) starts as a JSON list but is not valid JSON: {error}") from error
-        yield from enumerate(loaded, start=1)
+        for number, row in enumerate(loaded, start=1):
+            yield number, _with_whole_characters(row)
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                yield number, _with_whole_characters(json.loads(line.decode("utf-8-sig")))
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 yield number, RowError(f"is not JSON ({error})")
+
+
+def _with_whole_characters(row: Any) -> Any:
+    """The row, or a RowError in its place when a field holds text that can't be written down."""
+    fields = row.items() if isinstance(row, dict) else [("", row)]
+    for name, value in fields:
+        if has_half_character(json.dumps([name, value], ensure_ascii=False)):
+            return RowError(f"field {ascii(name)[1:-1]} holds half a surrogate pair, which is no character")
+    return row
 
 
 def _items_of(row: Any, *, prefix: str, origin: Origin, seen: Counter[str]) -> list[Item]:

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from comd_api.exit_codes import UserError
 from comd_trainer.context import PhaseContext
 from comd_trainer.engine.restricted import RestrictedCheckpointEngine
 from comd_trainer.store.artifacts import Artifact, open_artifact, publish
@@ -58,12 +57,12 @@ class Found:
 
 
 class Checkpoints:
-    """The checkpoints of one phase, below `ctx.partial`; those of each ZeRO stage by themselves, for none can read another's, and
-    the phase's key leaves it out (who ran out of memory may raise it, and then begins the phase again)."""
+    """The checkpoints of one phase, below `ctx.partial`; those of each ZeRO stage and number of ranks by themselves, for none can read
+    another's, and the phase's key leaves both out (who ran out of memory may raise them, and then begins the phase again)."""
 
     def __init__(self, ctx: PhaseContext, *, zero_stage: int) -> None:
         self._ctx = ctx
-        self._prefix = f"{ctx.partial}/checkpoints/zero-{zero_stage}"
+        self._prefix = f"{ctx.partial}/checkpoints/zero-{zero_stage}-ranks-{ctx.world_size}"
         self._attempt = _agreed(uuid.uuid4().hex[:8])
         self._cache = ctx.scratch / f"checkpoint-cache-{ctx.rank:05d}"
 
@@ -96,11 +95,6 @@ class Checkpoints:
         found = _agreed(self.newest() if ctx.is_first else None)
         if found is None:
             return TrainState()
-        if found.world_size != ctx.world_size:
-            raise UserError(
-                f"the checkpoint of step {found.step} was written by {found.world_size} ranks, and this attempt has {ctx.world_size}; "
-                f"training continues on as many ranks as it began with, so give it trainer.numProcPerNode and nodes for {found.world_size}"
-            )
         own = self._open_share(found, ctx.rank)
         folder = ctx.scratch / f"resume-rank-{ctx.rank:05d}"
         shutil.rmtree(folder, ignore_errors=True)

@@ -257,7 +257,9 @@ def _reply_of(key: str, response: httpx.Response) -> Reply:
             raise TypeError(f"content is {type(text).__name__}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _UnreadableError(f"{type(error).__name__}: {error}; {_excerpt(response)}") from error
-    return Reply(key=key, text=(text or "").strip(), finish="length" if finish == "length" else "stop")
+    # Half a surrogate pair, as services send that cut their text at a length in bytes, is no character.
+    text = (text or "").encode("utf-8", "replace").decode()
+    return Reply(key=key, text=text.strip(), finish="length" if finish == "length" else "stop")
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from comd_api.exit_codes import UserError
 from comd_api.roles import Checkpoint, Model
 from comd_trainer.context import PhaseContext, use_devices
 from comd_trainer.data.images import Images
@@ -83,9 +84,9 @@ def open_images(ctx: PhaseContext) -> Images:
 
 
 def dtype_for(precision: str, device: str) -> torch.dtype:
-    """Half precision on a CPU is bfloat16 or nothing: many of its operators don't exist in float16."""
+    """Raises UserError for float16 on a CPU, where many operators don't exist in it."""
     if precision == "fp16" and device == "cpu":
-        return torch.float32
+        raise UserError("spec.training.precision is fp16, which needs GPUs; use bf16 or fp32 on machines without")
     return DTYPES[precision]
 
 

@@ -76,7 +76,10 @@ def _count_made(ctx: PhaseContext, keys: Sequence[str], missing: int) -> int:
     same."""
     path = f"{ctx.partial}/calls/{hashlib.sha256(''.join(keys).encode()).hexdigest()[:32]}.json"
     ctx.store.write(path, json.dumps({"made": missing}).encode(), if_absent=True)
-    return int(json.loads(ctx.store.read(path))["made"])
+    try:
+        return int(json.loads(ctx.store.read(path))["made"])
+    except FileNotFoundError:
+        return missing  # Another run of the same content has finished meanwhile and cleaned up.
 
 
 def _work(

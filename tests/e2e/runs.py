@@ -9,17 +9,20 @@ from typing import Any
 
 import yaml
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "NO_COLOR": "1"}
+
+def environment(**more: str) -> dict[str, str]:
+    """That of the test as it is now, on one thread and with a wide terminal."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "NO_COLOR": "1", **more}
 
 
-def comd(*arguments: str | Path, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+def comd(*arguments: str | Path, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "comd_operator", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**ENVIRONMENT, **environment})
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(**more))
 
 
 def start_comd(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "comd_operator", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
 
 
 def status_of(work: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from comd_operator.cli.main import main
-from tests.e2e.runs import ENVIRONMENT, comd, contents, start_comd, status_of
+from tests.e2e.runs import comd, contents, start_comd, status_of
 from tests.e2e.service import serving
 from tests.e2e.world import manifest, write_manifest
 from tests.tiny import save_tiny_language_model
@@ -82,6 +82,14 @@ def test_the_manifest_shows_it(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_work_dir_that_can_not_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = tmp_path / "work"
+    (work / "runner.lock").mkdir(parents=True)
+    assert main(["run", str(write_manifest(tmp_path / "run.yaml", manifest())), "--work-dir", str(work)]) == 64
+    said = capsys.readouterr().err
+    assert said == f"comd: --work-dir {work}: can't be written to (Is a directory); use another one\n"
+
+
 # ---- what preflight finds: no model is loaded
 
 
@@ -133,6 +141,10 @@ PREFLIGHT = {
     "checkpoint without safetensors": Found(
         remove("models/language-model/*.safetensors"),
         f"{LANGUAGE} has no *.safetensors; pickled weights are not loaded, convert them with save_pretrained",
+    ),
+    "weights that were not copied to their end": Found(
+        rewrite("models/teacher/model.safetensors", b"\x08\0\0\0\0\0\0\0{}"),
+        "spec.teacher.checkpoint.source (inputs/models/teacher): model.safetensors is torn",
     ),
     "tokenizer without a chat template": Found(
         take_chat_template,
@@ -234,12 +246,17 @@ def asked(url: str, *, teacher: str = "teacher", **spec: Any) -> dict[str, Any]:
     for role in ("assessor", "augmentor"):
         if "model" in spec.get(role, {}):
             spec[role] = spec[role] | {"model": endpoint(spec[role]["model"])}
-    rounds = {"count": 2, "hardItemsFloor": 1, "augmentation": {"hardItems": 20, "easyItems": 0}}
+    rounds = {
+        "count": 2,
+        "hardItemsFloor": 1,
+        "augmentation": {"hardItems": 20, "easyItems": 0},
+        **spec.pop("rounds", {}),
+    }
     document = manifest(
         student={"checkpoint": {"source": "inputs/models/teacher"}},
         teacher=endpoint(teacher),
         **{"assessor": {"type": "Judge"}, "augmentor": {"type": "Repeat"}} | spec,
-        rounds=rounds | spec.pop("rounds", {}),
+        rounds=rounds,
     )
     document["spec"]["training"]["maxSteps"] = 2
     document["spec"]["data"] = {"images": "inputs/images", "seed": {"instructions": "inputs/seed.jsonl"}}
@@ -248,7 +265,7 @@ def asked(url: str, *, teacher: str = "teacher", **spec: Any) -> dict[str, Any]:
 
 
 CHAT = {"type": "Chat", "model": "parrot"}
-UNDECIDED = {"assessor": {"type": "Judge", "model": "undecided-judge"}, "augmentor": CHAT}
+UNDECIDED: dict[str, Any] = {"assessor": {"type": "Judge", "model": "undecided-judge"}, "augmentor": CHAT}
 FEW = "0 hard items at threshold 1 are fewer than rounds.hardItemsFloor (1); the student has caught up with the teacher"
 MODELS = {
     "a judge that never parses": (
@@ -267,7 +284,7 @@ MODELS = {
     ),
     "empty answers": (
         {"teacher": "silent-teacher"},
-        "training rows can't be used, more than data.maxBadRowFraction (0.05) allows: seed/seed-",
+        "spec.teacher: all 24 answers of the teacher are empty; check that",
     ),
 }
 
@@ -342,8 +359,8 @@ def say_and_stop(file: Path, work: Path, *options: str | Path, words: str) -> st
 
 def test_a_store_that_can_not_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setitem(ENVIRONMENT, name, "x")
-    monkeypatch.setitem(ENVIRONMENT, "AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage = {"uri": "s3://bucket/x", "s3": {"endpoint": "http://127.0.0.1:9", "region": "us-east-1"}}
     file = write_manifest(tmp_path / "run.yaml", manifest(storage=storage))
     said = say_and_stop(file, tmp_path / "work", "--storage", "manifest", words="http://127.0.0.1:9")

@@ -201,3 +201,19 @@ def test_seeds_are_stable_and_unlike_each_other() -> None:
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert derive(1, "a", "b") != derive(1, "ab")
     assert derive(1, "1") != derive(1, 1)
+
+
+def test_text_that_can_not_be_written_down_is_no_text(tmp_path: Path) -> None:
+    """JSON can spell half a surrogate pair; a whole pair is one character, and a line separator ends no row."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"id": "1", "instruction": "what \\ud83d?"}\n{"id": "2", "instruction": "what \\ud83d\\ude00 \u2028?"}\n'
+        '{"id": "3", "instruction": "what?", "choices": ["\\udc00"]}\n' + "[" * 100_000 + "\n"
+    )
+    rows = read_rows(path, field="data.bank", prefix="", origin="seed")
+    assert [item.instruction for item in rows.items] == ["what \U0001f600 \u2028?"]
+    assert rows.bad[:2] == (
+        "row 1: field instruction holds half a surrogate pair, which is no character",
+        "row 3: field choices holds half a surrogate pair, which is no character",
+    )
+    assert "row 4: is not JSON" in rows.bad[2]

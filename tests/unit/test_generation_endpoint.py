@@ -281,6 +281,7 @@ def test_what_is_no_completion_is_asked_again_and_then_named(body: Any) -> None:
         (completion("  "), ("", "stop")),
         (completion("cut", "length"), ("cut", "length")),
         (completion("so", "content_filter"), ("so", "stop")),
+        (completion("cut in a \ud83d"), ("cut in a ?", "stop")),
         ({"choices": [{"message": {}}]}, ("", "stop")),
     ],
 )

@@ -39,7 +39,7 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     assert Images(tmp_path).open("x.png").getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "", "missing.png"])
+@pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "", "missing.png", "a" * 5000, "a\0b"])
 def test_names_that_lead_nowhere_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     save(tmp_path, "x.png", photo(0))
@@ -60,6 +60,27 @@ def test_damaged_files_are_named_and_noted(keep: float, tmp_path: Path) -> None:
         assert "does not decode" in facts.error
         assert facts.sha256 is not None
         assert facts.thumb is None
+
+
+@pytest.mark.parametrize("format", ["AVIF", "GIF", "JPEG", "PNG", "WEBP"])
+def test_whatever_is_wrong_with_a_file_it_is_the_files_fault(format: str, tmp_path: Path) -> None:
+    """Decoders raise what they like (AVIF's a RuntimeError); nothing of it may look like a crash of ours."""
+    whole = save(tmp_path, f"whole.{format.lower()}", photo(0, 24), format=format)
+    data = (tmp_path / whole).read_bytes()
+    generator, refused = np.random.default_rng(20231114), 0
+    for number in range(40):
+        damaged = bytearray(data)
+        for place in generator.integers(0, len(data), 6):
+            damaged[int(place)] = int(generator.integers(0, 256))
+        (tmp_path / f"{number}.x").write_bytes(damaged)
+        facts = look_at(Images(tmp_path), f"{number}.x")
+        try:
+            Images(tmp_path).open(f"{number}.x")
+        except BadImageError:
+            refused += 1
+        assert facts.sha256 is not None
+        assert (facts.error is None) == (facts.thumb is not None)
+    assert refused
 
 
 def test_re_encoded_and_scaled_copies_are_recognised(tmp_path: Path) -> None:

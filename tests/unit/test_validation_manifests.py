@@ -1,5 +1,6 @@
 """Bad manifests: one sentence for each mistake, with field, value and what would be right."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,18 @@ def test_nothing_makes_it_raise(document: Any) -> None:
     run, problems = check_manifest({**manifest(), "spec": document})
     assert run is None
     assert problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]\n",
+        "a: &a {b: *a}\n",
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in pairwise("abcdefghi")),
+    ],
+    ids=["list in itself", "mapping in itself", "a billion values"],
+)
+def test_anchors_that_never_end_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml: holds more than 100,000 values when its anchors are written out"):
+        parse_documents(text, name="run.yaml")

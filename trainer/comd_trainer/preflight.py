@@ -7,6 +7,7 @@ does not silently change what the run is about.
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,6 +134,12 @@ def check_model_folder(one: NamedSource, sources: Sources, *, template_given: bo
         raise UserError(
             f"{one.field} ({one.source}) has no *.safetensors; pickled weights are not loaded, convert them with save_pretrained"
         )
+    for path in sorted(folder.glob("*.safetensors")):
+        if not is_whole(path):
+            raise UserError(
+                f"{one.field} ({one.source}): {path.name} is torn, it is shorter or longer than its header says; "
+                "put a whole copy of the checkpoint there"
+            )
     if one.kind != "vision-tower" and not any(
         (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
     ):
@@ -157,11 +164,29 @@ def check_json(one: NamedSource, folder: Path) -> None:
     """Every JSON file of a model's folder must be some: a torn download shows here, and not hours later."""
     for path in sorted(folder.glob("*.json")):
         try:
-            json.loads(path.read_bytes())
+            value = json.loads(path.read_bytes())
         except ValueError as error:
             raise UserError(
                 f"{one.field} ({one.source}): {path.name} is not JSON ({error}); put a whole copy of the checkpoint there"
             ) from None
+        if path.name.endswith("config.json") and not isinstance(value, dict):
+            raise UserError(
+                f"{one.field} ({one.source}): {path.name} holds no JSON object; put a whole copy of the checkpoint there"
+            )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: 8 bytes with the header's length, the header (JSON), the tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return path.stat().st_size == 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -219,7 +244,7 @@ def _check_first_images(items: tuple[Item, ...], spec: RunSpec, sources: Sources
     """A wrong `data.images` shows on the first rows; each image is checked when its phase comes."""
     folder = sources.folder(spec.data.images, field="spec.data.images")
     names = [item.image for item in items[:20] if item.image is not None]
-    if names and not any((folder / name).is_file() for name in names):
+    if names and not any(os.path.isfile(folder / name) for name in names):
         raise BadDataError(
             f"spec.data.images ({spec.data.images}) holds none of the first images that {field} names, such as {names[0]!r}; "
             "image paths start below data.images"

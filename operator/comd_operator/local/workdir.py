@@ -10,6 +10,7 @@ WORK/runner.lock   held by `comd run`; touched every second, so that the next on
 WORK/trainer.lock  held by `comd run` and by the trainer that it started, for the trainer may live a little longer
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -78,7 +79,15 @@ class WorkDir:
     def locked(self) -> Iterator[None]:
         """Alone in this folder. Raises UserError when another `comd run` is in it."""
         path = self.root / "runner.lock"
-        with path.open("a+") as file:
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"--work-dir {self.root}: can't be written to ({error.strerror}); use another one"
+            ) from None
+        with file:
             if not _try_lock(file.fileno()):
                 file.seek(0)
                 raise UserError(

@@ -5,7 +5,7 @@ and `1:30` for strings (PyYAML: a date and 90), and a key that stands twice for 
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ _INT = re.compile(r"^[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
 _FLOAT = re.compile(
     r"^([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
 )
+MAX_VALUES = 100_000
+"""That all documents of a file may hold."""
 _REPLACED = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 
 
@@ -66,7 +68,7 @@ def read_documents(path: Path) -> list[Any]:
 def parse_documents(text: str, *, name: str) -> list[Any]:
     """As `read_documents`, of a text; `name` stands in error messages."""
     try:
-        return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
+        documents = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -75,3 +77,24 @@ def parse_documents(text: str, *, name: str) -> list[Any]:
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     except (RecursionError, ValueError) as error:
         raise UserError(f"{name}: not valid YAML: {error}") from None
+    if not _is_small(documents):
+        raise UserError(
+            f"{name}: holds more than {MAX_VALUES:,} values when its anchors are written out; a manifest needs a few hundred"
+        )
+    return documents
+
+
+def _is_small(value: Any) -> bool:
+    """Whether whoever goes through all of it comes to an end: a few anchors of anchors make billions of values, and one that holds
+    itself makes no end."""
+    waiting, seen = [value], 0
+    while waiting:
+        entry = waiting.pop()
+        seen += 1
+        if seen > MAX_VALUES:
+            return False
+        if isinstance(entry, Mapping):
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry
+    return True

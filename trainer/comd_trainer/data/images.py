@@ -1,6 +1,9 @@
 """Images of the manifest's folder: opened, told apart by content, and recognised when they come back re-encoded."""
 
 import hashlib
+import os
+import struct
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +22,23 @@ DRAFT_SIDE = 64
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
+UNREADABLE = (
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    ),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow's decoders raise for damaged files, each in its own way (AVIF's a RuntimeError). Memory that runs out is not among it."""
+
+
 class BadImageError(ValueError):
     """An image file that is missing or does not decode; the message names it."""
 
@@ -33,10 +53,11 @@ class Images:
     def path(self, name: str) -> Path:
         """Raises BadImageError for a name that leads out of the folder or to no file."""
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BadImageError(f"image {name!r} is not a path below data.images")
+            raise BadImageError(f"image {_shortened(name)} is not a path below data.images")
         path = self.folder / name
-        if not path.is_file():
-            raise BadImageError(f"image {name!r} is not a file below data.images")
+        # As `Path.is_file`, but also false for names that no file system takes.
+        if not os.path.isfile(path):
+            raise BadImageError(f"image {_shortened(name)} is not a file below data.images")
         return path
 
     def open(self, name: str) -> Image.Image:
@@ -46,7 +67,7 @@ class Images:
             with Image.open(path) as image:
                 image.load()
                 return _to_rgb(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise BadImageError(f"image {name!r} does not decode: {error}") from error
 
     def digest(self, name: str) -> str:
@@ -54,6 +75,10 @@ class Images:
         if name not in self._digests:
             self._digests[name] = hashlib.sha256(self.path(name).read_bytes()).hexdigest()
         return self._digests[name]
+
+
+def _shortened(name: str) -> str:
+    return repr(name if len(name) <= 120 else f"{name[:117]}...")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -87,7 +112,7 @@ def look_at(images: Images, name: str) -> ImageFacts:
             image.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))
             image.load()
             grey = _to_rgb(image).convert("L").resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return ImageFacts(sha256=digest, error=f"image {name!r} does not decode: {error}")
     return ImageFacts(sha256=digest, thumb=grey.tobytes().hex())
 

@@ -63,10 +63,6 @@ MANIFESTS = {
         changed("rounds.hardItemsFloor", 23),
         "spec.rounds.hardItemsFloor is larger than the number of items that a round compares",
     ),
-    "likelihoods of an endpoint": (
-        changed("teacher", {"endpoint": ENDPOINT}),
-        "spec.assessor.type Likelihood needs log-probabilities, which an endpoint as the teacher does not give",
-    ),
 }
 
 

@@ -142,7 +142,7 @@ def open_ref(ref: ArtifactRef, *, store: Store, cache_dir: Path) -> Artifact:
     if artifact is None:
         raise CorruptArtifactError(
             f"artifact {ref.name} at {ref.uri} is gone: {MANIFEST_NAME} is not there; "
-            "start the run again under a new name"
+            "a new run makes it again"
         )
     if artifact.digest != ref.digest:
         raise CorruptArtifactError(

@@ -39,6 +39,13 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     assert Images(tmp_path).open("x.png").getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_a_turned_camera_s_pictures_are_upright(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Orientation: a quarter turn clockwise.
+    save(tmp_path, "x.jpg", Image.new("RGB", (8, 4)), exif=turned)
+    assert Images(tmp_path).open("x.jpg").size == (4, 8)
+
+
 @pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "", "missing.png", "a" * 5000, "a\0b"])
 def test_names_that_lead_nowhere_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 THUMB_SIDE = 16
 """Side of the grey thumbnails by which near copies are recognised, in pixels."""
@@ -61,7 +61,7 @@ class Images:
         return path
 
     def open(self, name: str) -> Image.Image:
-        """The decoded image, RGB. Transparent pixels become white, as viewers show them. Raises BadImageError."""
+        """The decoded image, RGB: upright, transparent pixels white, as viewers show it. Raises BadImageError."""
         path = self.path(name)
         try:
             with Image.open(path) as image:
@@ -82,6 +82,8 @@ def _shortened(name: str) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright (cameras note the turn in EXIF), on white, RGB: the picture that a viewer shows."""
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.e2e.runs import ENVIRONMENT, comd, status_of
+from tests.e2e.runs import comd, environment, status_of
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "smollm2"
 MANIFEST = EXAMPLE / "run.yaml"
@@ -80,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Prepared and run as the example's README says."""
     work = tmp_path_factory.mktemp("smollm2") / "work"
     prepare = [sys.executable, str(EXAMPLE / "prepare.py"), "--out", str(work / "store" / "inputs")]
-    prepared = subprocess.run(prepare, capture_output=True, text=True, env=ENVIRONMENT)
+    prepared = subprocess.run(prepare, capture_output=True, text=True, env=environment())
     assert prepared.returncode == 0, prepared.stderr
     done = comd("run", MANIFEST, "--work-dir", work, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -190,7 +190,7 @@ def test_candidates_are_taken_or_turned_down_with_a_reason(finished: Finished) -
 def test_the_student_opens_in_plain_transformers(finished: Finished) -> None:
     picture = finished.inputs / "images" / "test" / "00000.png"
     command = [sys.executable, "-c", OPEN_WITHOUT_COMD, str(finished.work / "student"), str(picture)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     kind, tokens, turns = done.stdout.split()
     assert (kind, turns) == ("LlavaForConditionalGeneration", "3"), "system, user, and the answer to come"

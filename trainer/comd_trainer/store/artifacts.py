@@ -141,8 +141,7 @@ def open_ref(ref: ArtifactRef, *, store: Store, cache_dir: Path) -> Artifact:
     artifact = open_artifact(store, prefix, cache_dir=cache_dir)
     if artifact is None:
         raise CorruptArtifactError(
-            f"artifact {ref.name} at {ref.uri} is gone: {MANIFEST_NAME} is not there; "
-            "a new run makes it again"
+            f"artifact {ref.name} at {ref.uri} is gone: {MANIFEST_NAME} is not there; a new run makes it again"
         )
     if artifact.digest != ref.digest:
         raise CorruptArtifactError(

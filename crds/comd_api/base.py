@@ -45,14 +45,26 @@ class ApiModel(BaseModel):
         return self.model_copy(update=changes)
 
 
+NAME_FORM = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+SOURCE_FORM = r"^((s3|hf)://[A-Za-z0-9].*|file:///.*|[A-Za-z0-9_][^:]*)$"
+STORE_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|file:///.*)$"
+URL_FORM = r"^https?://[^\s@]+$"
+FORMS = {
+    NAME_FORM: "lower-case letters, digits and -, with a letter or digit at both ends",
+    SOURCE_FORM: "s3://bucket/path, file:///absolute/path, hf://owner/name[@revision], or a path below spec.storage.uri",
+    STORE_FORM: "s3://bucket/prefix or file:///absolute/folder",
+    URL_FORM: "http://host:port/path or https://host/path, without user and password",
+}
+"""What a pattern asks for, in words, for error messages."""
+
 # The API server charges a CEL rule for the largest value it could meet, so every string and list has a bound.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+Name = Annotated[str, StringConstraints(pattern=NAME_FORM, max_length=63)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=16384)]
 Source = Annotated[
     str,
     StringConstraints(
-        pattern=r"^((s3|hf)://[A-Za-z0-9].*|file:///.*|[A-Za-z0-9_][^:]*)$",
+        pattern=SOURCE_FORM,
         min_length=1,
         max_length=1024,
     ),
@@ -60,7 +72,7 @@ Source = Annotated[
 """Where something is read from: `s3://bucket/key`, `file:///absolute/path`, `hf://owner/name[@revision]`, or a path
 relative to `spec.storage.uri`, so that one manifest serves a laptop's folder and a cluster's bucket."""
 
-StoreUri = Annotated[str, StringConstraints(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|file:///.*)$", max_length=1024)]
+StoreUri = Annotated[str, StringConstraints(pattern=STORE_FORM, max_length=1024)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

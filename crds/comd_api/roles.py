@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from comd_api.base import ApiModel, Fraction, LongText, Name, Rule, Source, Text
+from comd_api.base import URL_FORM, ApiModel, Fraction, LongText, Name, Rule, Source, Text
 
 
 class Checkpoint(ApiModel):
@@ -27,7 +27,7 @@ class SecretKeyRef(ApiModel):
 class Endpoint(ApiModel):
     """An OpenAI-compatible chat completions service (vLLM, SGLang, or any other)."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", max_length=1024)]
+    url: Annotated[str, StringConstraints(pattern=URL_FORM, max_length=1024)]
     """Base URL up to and including the version, such as `http://vllm.models:8000/v1`. No `user:password@`: it would be told in messages."""
     model: Text
     """Name of the model as the service knows it."""

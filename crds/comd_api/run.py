@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from comd_api import API_VERSION
-from comd_api.base import ApiModel, Name, Rule, StoreUri
+from comd_api.base import URL_FORM, ApiModel, Name, Rule, StoreUri
 from comd_api.data import Data
 from comd_api.recipe import Generation, Pretraining, Rounds, Training
 from comd_api.roles import Assessor, Augmentor, Model, Student
@@ -15,7 +15,7 @@ from comd_api.status import RunStatus
 class S3Options(ApiModel):
     """How the bucket is reached. Credentials come from where boto3 looks: environment, shared file, service account."""
 
-    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=1024)] | None = None
+    endpoint: Annotated[str, StringConstraints(pattern=URL_FORM, max_length=1024)] | None = None
     """URL of an S3 service other than AWS."""
     region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$", max_length=64)] | None = None
 

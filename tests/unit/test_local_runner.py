@@ -293,8 +293,13 @@ def test_a_damaged_status_is_named(bench: Bench) -> None:
     assert "Traceback" not in err
 
 
-def test_another_run_s_folder_is_refused(bench: Bench) -> None:
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_another_run_s_folder_is_refused(bench: Bench, phase: str) -> None:
     assert bench.run()[0] == 0
+    path = bench.work / "status.yaml"
+    saved = yaml.safe_load(path.read_text())
+    saved["status"]["phase"] = phase
+    path.write_text(yaml.safe_dump(saved))
     document = {**manifest(**FAST), "metadata": {"name": "other"}}
     (bench.folder / "run.yaml").write_text(yaml.safe_dump(document))
     code, _, err = bench.run()

@@ -57,7 +57,9 @@ def test_what_is_not_there_is_the_users_error(
     sources: Sources, root: Path, source: str, read: Callable[..., object]
 ) -> None:
     fill(root, {"data/seed.jsonl": b"{}"})
-    with pytest.raises(UserError, match=r"^spec\.data\.bank: \S+ is not there: .*; write s3://") as raised:
+    with pytest.raises(
+        UserError, match=r"^spec\.data\.bank: \S+ is not there: .*; put it there, or write s3://"
+    ) as raised:
         read(sources, source, "spec.data.bank")
     assert source in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -35,13 +35,16 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"data__seed__instructions": None}, "spec.data.seed.instructions: missing"),
     ({"student": {"composed": {k: v for k, v in COMPOSED.items() if k != "projector"}}}, "spec.student.composed.projector: missing"),
     ({"augmentor__type": "chat"}, 'spec.augmentor.type: "chat" is not known here; right would be Chat, Retrieval, Random or Repeat'),
-    ({"data__images": "ftp://x"}, 'spec.data.images: "ftp://x" does not match ^('),
+    ({"data__images": "ftp://x"}, 'spec.data.images: "ftp://x" has the wrong form; right would be s3://bucket/path, file:///'),
     ({"data__images": ""}, 'spec.data.images: must not be empty'),
     ({"data__images": "a" * 2000}, "spec.data.images: text of 2000 characters is longer than 1024"),
     ({"training__trainable": []}, "spec.training.trainable: 0 entries are fewer than 1"),
     ({"data__evaluation": [{"name": f"e{i}", "items": "x"} for i in range(9)]}, "spec.data.evaluation: 9 entries are more than 8"),
     ({"data__evaluation": [{"name": "a", "items": "x", "metrik": 1}]}, "spec.data.evaluation[0].metrik: unknown field; did you mean"),
-    ({"teacher": {"endpoint": {"url": "vllm:8000", "model": "m"}}}, 'spec.teacher.endpoint.url: "vllm:8000" does not match'),
+    (
+        {"teacher": {"endpoint": {"url": "vllm:8000", "model": "m"}}},
+        'spec.teacher.endpoint.url: "vllm:8000" has the wrong form; right would be http://host:port/path',
+    ),
     ({"rounds__threshold": float("nan")}, "spec.rounds.threshold: NaN"),
 ]  # fmt: skip
 

@@ -36,7 +36,7 @@ def open_run(work: WorkDir, manifest: DistillationRun, *, storage: Storage) -> D
     """
     wanted = manifest.replace(spec=manifest.spec.replace(storage=storage), status=None)
     saved = work.read_run()
-    if saved is None or (saved.status is not None and saved.status.phase == "Failed"):
+    if saved is None:
         return wanted
     for field in ("name", "namespace"):
         there, here = getattr(saved.metadata, field), getattr(wanted.metadata, field)
@@ -44,6 +44,8 @@ def open_run(work: WorkDir, manifest: DistillationRun, *, storage: Storage) -> D
             raise InvalidManifestError(
                 [f"metadata.{field}: {here}, but {work.root} holds the run {there}; use another --work-dir"]
             )
+    if saved.status is not None and saved.status.phase == "Failed":
+        return wanted
     problems = check_update(saved, wanted.replace(status=saved.status))
     if problems:
         raise InvalidManifestError(problems)

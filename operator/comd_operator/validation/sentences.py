@@ -2,10 +2,13 @@
 
 import difflib
 import json
+import re
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
+
+from comd_api.base import FORMS
 
 Path = tuple[str | int, ...]
 
@@ -50,7 +53,8 @@ def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
                 f"{where}: {shown(value)} is not known here; right would be {limits['expected'].replace(chr(39), '')}"
             )
         case "string_pattern_mismatch":
-            return f"{where}: {shown(value)} does not match {limits['pattern']}{_meaning(parent, path)}"
+            form = FORMS.get(limits["pattern"], f"text that matches {limits['pattern']}")
+            return f"{where}: {shown(value)} has the wrong form; right would be {form}"
         case "string_too_long":
             return f"{where}: text of {len(value)} characters is longer than {limits['max_length']}"
         case "string_too_short":
@@ -139,4 +143,6 @@ def _meaning(parent: type[BaseModel] | None, path: Path) -> str:
     text = field.description if field else None
     if field and not text and (model := _model_of(field.annotation)) is not None:
         text = model.__doc__ and model.__doc__.strip().partition("\n\n")[0]
-    return f" ({' '.join(text.split()).rstrip('.')})" if text else ""
+    # Where the contract names its source, the manual is meant, which nobody wants to read in an error.
+    words = " ".join(re.sub(r" \(method section[^)]*\)", "", text).split()).rstrip(".") if text else ""
+    return f" ({words})" if words else ""

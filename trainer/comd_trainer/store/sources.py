@@ -106,7 +106,7 @@ class Sources:
         else:
             local = self.store.local_path(_inside(source, field=field))
         if local is not None and not local.exists():
-            raise UserError(f"{field}: {source} is not there: this machine has no {local}; {_RIGHT}")
+            raise UserError(f"{field}: {source} is not there: this machine has no {local}; put it there, or {_RIGHT}")
         return local
 
     def _remote(self, source: str, *, field: str) -> tuple[Store, str]:

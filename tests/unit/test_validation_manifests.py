@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from comd_api.exit_codes import UserError
 from comd_operator.validation import InvalidManifestError, check_manifest, load_run, load_runs
-from comd_operator.validation.documents import parse_documents
+from comd_operator.validation.documents import format_document, parse_documents
 from tests.unit.rule_examples import COMPOSED, manifest
 
 SENTENCES: list[tuple[dict[str, Any], str]] = [
@@ -113,10 +113,14 @@ def test_scalars_are_read_as_kubectl_reads_them(text: str, value: Any) -> None:
     assert type(document["a"]) is type(value)
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text(max_size=20) | st.booleans())
+BREAKS = st.text(alphabet="ab \n\r\x85\u2028\u2029\t'\":#-", max_size=20)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text(max_size=20) | BREAKS | st.booleans())
+@example("\x85")
 def test_what_is_written_is_what_is_read(value: Any) -> None:
     """`status.yaml` is written by PyYAML and read by our own loader."""
-    (document,) = parse_documents(yaml.safe_dump({"a": value}, allow_unicode=True), name="x")
+    (document,) = parse_documents(format_document({"a": value}), name="x")
     assert document == {"a": value}
 
 

@@ -3,17 +3,15 @@ not list it."""
 
 from pathlib import Path
 
-import yaml
-
 from comd_api.crd import run_crd
+from comd_operator.validation.documents import format_document
 
 HEADER = "# Generated from crds/comd_api by `make crds`. Don't edit.\n"
 
 
 def crd_files() -> dict[str, str]:
     """File name → content, the same for the same types, so that CI can compare."""
-    text = yaml.safe_dump(run_crd(), sort_keys=False, width=140, allow_unicode=True)
-    return {"distillationruns.yaml": HEADER + text}
+    return {"distillationruns.yaml": HEADER + format_document(run_crd())}
 
 
 def write_crds(out: Path) -> list[Path]:

@@ -20,12 +20,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from comd_api.exit_codes import UserError
 from comd_api.run import DistillationRun
-from comd_operator.validation.documents import read_documents
+from comd_operator.validation.documents import format_document, read_documents
 from comd_operator.validation.sentences import sentence
 
 
@@ -62,8 +61,7 @@ class WorkDir:
             raise UserError(f"{self.status_file}: {problem}; repair it, or use another --work-dir") from None
 
     def write_run(self, run: DistillationRun) -> None:
-        text = yaml.safe_dump(run.to_wire(), sort_keys=False, allow_unicode=True, width=140)
-        replace_text(self.status_file, text)
+        replace_text(self.status_file, format_document(run.to_wire()))
 
     def last_alive(self) -> datetime | None:
         """When the last `comd run` here was last seen alive."""

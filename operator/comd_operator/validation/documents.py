@@ -22,6 +22,24 @@ MAX_VALUES = 100_000
 _REPLACED = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 
 
+def format_document(document: Mapping[str, Any]) -> str:
+    """YAML text that reads back as `document`, with the keys in their order."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML leaves line breaks other than \\n as they are outside of double quotes, and reads them back as spaces."""
+
+
+_BREAKS = frozenset("\r\x85\u2028\u2029")
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if _BREAKS.intersection(text) else None
+    ),
+)
+
+
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()

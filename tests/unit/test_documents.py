@@ -26,11 +26,13 @@ def test_there_are_examples() -> None:
     assert ROOT / "examples/digits/run.yaml" in MANIFESTS
 
 
-def test_the_guides_manifest_is_valid() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.DOTALL)
-    run, problems = check_manifest(yaml.safe_load(block))
-    assert problems == []
-    assert run is not None
+def test_the_guides_manifests_are_valid() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        run, problems = check_manifest(yaml.safe_load(block))
+        assert problems == []
+        assert run is not None
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/guide.md", "examples/digits/README.md"])

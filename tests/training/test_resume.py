@@ -78,13 +78,20 @@ def test_kill_in_the_middle_of_a_checkpoint(folder: Path) -> None:
         assert finished(folder, again) == finished(folder, whole), killed.name
 
 
-def test_older_checkpoints_are_deleted_and_another_world_size_is_refused(folder: Path) -> None:
+def test_older_checkpoints_are_deleted(folder: Path) -> None:
     case = Case(name="run", steps=STEPS, checkpoint_steps=1)
     assert run_ranks([case], folder=folder, world_size=2) == [0, 0]
     kept = result(folder, case)["checkpoints"]
     assert [name.split("-")[1] for name in kept] in (["00000003", "00000004"], ["00000004"])
-    assert run_ranks([case], folder=folder, world_size=1) == [1]
-    assert "was written by 2 ranks, and this attempt has 1" in (folder / "error-0.txt").read_text()
+
+
+def test_another_number_of_ranks_begins_again(folder: Path) -> None:
+    """As with another ZeRO stage: nobody has to delete anything to go on with the GPUs that there are."""
+    stopped = Case(name="run", steps=STEPS, stop_at=2)
+    assert run_ranks([stopped], folder=folder, world_size=2) == [0, 0]
+    other, whole = Case(name="run", steps=STEPS), Case(name="whole", steps=STEPS)
+    assert run_ranks([other, whole], folder=folder, world_size=1) == [0]
+    assert finished(folder, other) == finished(folder, whole)
 
 
 def test_another_zero_stage_begins_again(folder: Path) -> None:

@@ -28,6 +28,7 @@ _KEPT = frozenset(
         "items",
         "maxItems",
         "maxLength",
+        "maxProperties",
         "maximum",
         "minItems",
         "minLength",
@@ -49,6 +50,13 @@ _COLUMNS: tuple[dict[str, Any], ...] = (
         "description": "Student / teacher, on the first evaluation set.",
     },
     {"name": "Progress", "type": "string", "jsonPath": ".status.progress", "priority": 1},
+    {"name": "Queue", "type": "string", "jsonPath": ".spec.queue.name", "priority": 1},
+    {
+        "name": "Message",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="Ready")].message',
+        "priority": 1,
+    },
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 )
 
@@ -126,6 +134,9 @@ def _node(schema: dict[str, Any], *, definitions: dict[str, Any], models: dict[s
     for bound, inclusive in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if bound in schema:
             node[inclusive], node[bound] = schema[bound], True
+    if "patternProperties" in schema:  # a map; a structural schema says nothing of the form of its keys
+        (values,) = schema["patternProperties"].values()
+        node["additionalProperties"] = _node(values, definitions=definitions, models=models)
     if "items" in node:
         node["items"] = _node(node["items"], definitions=definitions, models=models)
     if "properties" in schema:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from comd_api import API_VERSION
 from comd_api.base import URL_FORM, ApiModel, Name, Rule, StoreUri
 from comd_api.data import Data
+from comd_api.pods import LocalObjectReference, Queue, Trainer
 from comd_api.recipe import Generation, Pretraining, Rounds, Training
 from comd_api.roles import Assessor, Augmentor, Model, Student
 from comd_api.status import RunStatus
@@ -18,19 +19,15 @@ class S3Options(ApiModel):
     endpoint: Annotated[str, StringConstraints(pattern=URL_FORM, max_length=1024)] | None = None
     """URL of an S3 service other than AWS."""
     region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$", max_length=64)] | None = None
+    secret_ref: LocalObjectReference | None = None
+    """Secret with the keys `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, which the kubelet hands to the pods. `comd run` does
+    not read it."""
 
 
 class Storage(ApiModel):
     uri: StoreUri
     """Root of everything that the run reads by a relative path and everything it writes: `s3://bucket/prefix` or `file:///folder`."""
     s3: S3Options = Field(default_factory=S3Options)
-
-
-class Trainer(ApiModel):
-    """The processes that a stage consists of."""
-
-    num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """Ranks on a node: one for each GPU."""
 
 
 class Retry(ApiModel):
@@ -68,13 +65,31 @@ class RunSpec(ApiModel):
     """The run fails when it has been active for longer; time spent suspended does not count."""
     stage_deadline_seconds: Seconds | None = None
     """A stage fails when its attempts together have been active for longer."""
+    queue_deadline_seconds: Seconds | None = None
+    """The run fails when a stage has waited for longer to be admitted or scheduled. Waiting counts for neither of the other deadlines."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """How long the Jobs and their logs are kept after the run has ended; until the run is deleted when left out."""
+    queue: Queue | None = None
+    """Kueue's queue. Without one, Jobs are made unsuspended and wait for the scheduler alone."""
+    managed_by: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$", max_length=128)] | None = (
+        None
+    )
+    """Who works on this run, when it is not this operator (`comd.dev/operator`): it is then left alone."""
     suspend: bool = False
     """Stop, and go on from the artifacts when it is taken back."""
     suspend_policy: Literal["Now", "StageEnd"] = "Now"
     """Whether a running stage is stopped (it continues from its last checkpoint) or may finish first."""
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
-        {"retry", "active_deadline_seconds", "stage_deadline_seconds", "suspend", "suspend_policy"}
+        {
+            "retry",
+            "active_deadline_seconds",
+            "stage_deadline_seconds",
+            "queue_deadline_seconds",
+            "ttl_seconds_after_finished",
+            "suspend",
+            "suspend_policy",
+        }
     )
     """Fields that may change once the run has started."""
 
@@ -129,18 +144,18 @@ class RunSpec(ApiModel):
             "rounds.earlyStop.evaluation must be the name of an entry of data.evaluation",
         ),
         Rule(
-            "self.training.batchSize % (self.training.microBatchSize * self.trainer.numProcPerNode) == 0",
-            "training.batchSize must be a multiple of training.microBatchSize * trainer.numProcPerNode",
+            "self.training.batchSize % (self.training.microBatchSize * self.trainer.numNodes * self.trainer.numProcPerNode) == 0",
+            "training.batchSize must be a multiple of training.microBatchSize * trainer.numNodes * trainer.numProcPerNode",
         ),
         Rule(
             "!has(self.training.firstRound.batchSize) || "
-            "self.training.firstRound.batchSize % (self.training.microBatchSize * self.trainer.numProcPerNode) == 0",
-            "training.firstRound.batchSize must be a multiple of training.microBatchSize * trainer.numProcPerNode",
+            "self.training.firstRound.batchSize % (self.training.microBatchSize * self.trainer.numNodes * self.trainer.numProcPerNode) == 0",
+            "training.firstRound.batchSize must be a multiple of training.microBatchSize * trainer.numNodes * trainer.numProcPerNode",
         ),
         Rule(
             "!has(self.pretraining) || "
-            "self.pretraining.batchSize % (self.training.microBatchSize * self.trainer.numProcPerNode) == 0",
-            "pretraining.batchSize must be a multiple of training.microBatchSize * trainer.numProcPerNode",
+            "self.pretraining.batchSize % (self.training.microBatchSize * self.trainer.numNodes * self.trainer.numProcPerNode) == 0",
+            "pretraining.batchSize must be a multiple of training.microBatchSize * trainer.numNodes * trainer.numProcPerNode",
         ),
     )
 

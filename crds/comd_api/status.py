@@ -6,9 +6,11 @@ from pydantic import Field
 
 from comd_api.base import ApiModel, Digest, Timestamp
 
-RunPhase = Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"]
-StagePhase = Literal["Pending", "Running", "Retrying", "Suspended", "Succeeded", "Failed"]
-ExitClass = Literal["Done", "UserError", "BadData", "TryAgain", "Failed", "OutOfMemory", "Deadline"]
+RunPhase = Literal["Pending", "Queued", "Running", "Stalled", "Suspended", "Succeeded", "Failed"]
+StagePhase = Literal["Pending", "Queued", "Running", "Retrying", "Suspended", "Succeeded", "Failed"]
+ExitClass = Literal["Done", "UserError", "BadData", "TryAgain", "CannotStart", "Failed", "OutOfMemory", "Deadline"]
+"""How an attempt ended. `TryAgain`: preempted, evicted, node or storage lost. `CannotStart`: its pods could not be started (image,
+Secret, resources). Neither spends the retry budget."""
 PhaseName = Literal["preflight", "pretrain", "teach", "tune", "answer", "assess", "augment", "evaluate"]
 """The steps of a stage, in the order in which a round runs them."""
 
@@ -86,6 +88,8 @@ class StageStatus(ApiModel):
     """Tries so far, preempted ones included."""
     failures: int = 0
     """Tries that count against `spec.retry.limit`."""
+    preemptions: int = 0
+    """How often the queue took the resources back from a running attempt."""
     completed_jobs: int = 0
     """With `execution: Phase`: how many of the stage's Jobs are done."""
     job_name: Annotated[str, Field(max_length=63)] | None = None
@@ -97,6 +101,11 @@ class StageStatus(ApiModel):
     active_seconds: float = 0.0
     """Time of attempts that have ended."""
     attempt_start_time: Timestamp | None = None
+    """When the attempt under way was made, or was last admitted by the queue."""
+    queued_since: Timestamp | None = None
+    """Since when the attempt waits to be admitted or scheduled."""
+    queued_seconds: float = 0.0
+    """Time that attempts have waited before."""
     exit_class: ExitClass | None = None
     """How the last attempt ended."""
     message: MessageText | None = None

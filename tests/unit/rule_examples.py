@@ -146,6 +146,26 @@ EXAMPLES = [
         manifest(training={"batchSize": 14, "microBatchSize": 4}),
     ),
     Example(
+        "set exactly one of value and valueFrom",
+        "spec.trainer.env[0]: ",
+        manifest(
+            trainer={"env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}]}
+        ),
+        manifest(trainer={"env": [{"name": "HF_TOKEN"}]}),
+    ),
+    Example(
+        "name may not begin with COMD_",
+        "spec.trainer.env[0].",
+        manifest(trainer={"env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}),
+        manifest(trainer={"env": [{"name": "COMD_STAGE_CONFIG", "value": "{}"}]}),
+    ),
+    Example(
+        "storageClassName needs sizeLimit",
+        "spec.trainer.scratch.",
+        manifest(trainer={"scratch": {"storageClassName": "fast", "sizeLimit": "100Gi"}}),
+        manifest(trainer={"scratch": {"storageClassName": "fast"}}),
+    ),
+    Example(
         "names in evaluation must differ",
         "spec.data: ",
         manifest(data__evaluation=[{"name": "a", "items": "x"}, {"name": "b", "items": "x"}]),
@@ -204,6 +224,8 @@ REFUSED = [
     Transition("trainer", {"trainer__numProcPerNode": 2}),
     Transition("seed", {"seed": 1}),
     Transition("execution", {"execution": "Phase"}),
+    Transition("queue", {"queue": {"name": "gpus"}}),
+    Transition("managedBy", {"managedBy": "example.com/other"}),
 ]
 ALLOWED = [
     Transition("suspend", {"suspend": True}),
@@ -211,4 +233,6 @@ ALLOWED = [
     Transition("retry", {"retry__limit": 9}),
     Transition("activeDeadlineSeconds", {"activeDeadlineSeconds": 60}),
     Transition("stageDeadlineSeconds", {"stageDeadlineSeconds": 60}),
+    Transition("queueDeadlineSeconds", {"queueDeadlineSeconds": 60}),
+    Transition("ttlSecondsAfterFinished", {"ttlSecondsAfterFinished": 60}),
 ]

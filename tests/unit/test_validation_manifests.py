@@ -29,7 +29,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"generation": 3}, "spec.generation: 3 is not an object with fields"),
     ({"rounds__treshold": 1}, "spec.rounds.treshold: unknown field; did you mean threshold?"),
     ({"rounds__hard_items_floor": 1}, "spec.rounds.hard_items_floor: unknown field; did you mean hardItemsFloor?"),
-    ({"trainer__zzz": 1}, "spec.trainer.zzz: unknown field; known here are numProcPerNode"),
+    ({"trainer__zzz": 1}, "spec.trainer.zzz: unknown field; known here are image, imagePullPolicy, numNodes"),
     ({"student__endpoint": {}}, "spec.student.endpoint: unknown field; known here are composed, checkpoint"),
     ({"teacher": None}, "spec.teacher: missing (The model whose answers are imitated"),
     ({"data__seed__instructions": None}, "spec.data.seed.instructions: missing"),

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from comd_api.base import FORMS
+from comd_api.pods import POD_FORMS
 
 Path = tuple[str | int, ...]
 
@@ -53,7 +54,7 @@ def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
                 f"{where}: {shown(value)} is not known here; right would be {limits['expected'].replace(chr(39), '')}"
             )
         case "string_pattern_mismatch":
-            form = FORMS.get(limits["pattern"], f"text that matches {limits['pattern']}")
+            form = {**FORMS, **POD_FORMS}.get(limits["pattern"], f"text that matches {limits['pattern']}")
             return f"{where}: {shown(value)} has the wrong form; right would be {form}"
         case "string_too_long":
             return f"{where}: text of {len(value)} characters is longer than {limits['max_length']}"

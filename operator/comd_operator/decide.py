@@ -8,39 +8,19 @@ has been finished is finished because the status says so, never because a Job is
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 from comd_api.run import DistillationRun
-from comd_api.stage import StageResult
 from comd_api.status import ExitClass, RunStatus, StageStatus
 from comd_operator.planner import JobPlan, plan_job
-from comd_operator.policies import deadlines, ledger, stages, suspend
+from comd_operator.policies import children as observed
+from comd_operator.policies import cleanup, deadlines, ledger, queue, stages, suspend
+from comd_operator.policies.children import Child
 from comd_operator.policies.clock import to_text, until
 from comd_operator.policies.conditions import conditions
-from comd_operator.policies.events import Event, events
+from comd_operator.policies.events import Event, event
+from comd_operator.policies.hold import Hold, Obstacle, hold
 from comd_operator.policies.results import record
 from comd_operator.policies.summary import summarize
-
-
-@dataclass(frozen=True, kw_only=True)
-class Child:
-    """A Job as it was observed."""
-
-    name: str
-    stage: str
-    attempt: int
-    job_index: int = 0
-    state: Literal["Running", "Succeeded", "Failed"]
-    """`Running` from creation until the last of its processes has ended."""
-    uid: str | None = None
-    exit_class: ExitClass | None = None
-    """What the body found out beside or against the result, such as `OutOfMemory`."""
-    message: str = ""
-    """For the user, where there is no result."""
-    result: StageResult | None = None
-    finished: datetime | None = None
-    progress: str | None = None
-    """Phase and share done, in few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,33 +31,49 @@ class Decision:
     status: RunStatus
     requeue_after: float | None = None
     """Seconds until something is due without any child changing."""
-    events: list[Event] = field(default_factory=list)
+    event: Event | None = None
     """To be told after the status was written."""
 
 
-def decide(run: DistillationRun, children: Sequence[Child], now: datetime) -> Decision:
-    """What to do about a run."""
+def decide(
+    run: DistillationRun, children: Sequence[Child], now: datetime, *, obstacle: Obstacle | None = None
+) -> Decision:
+    """What to do about a run. obstacle: what keeps its next Job from being made."""
     before = run.status or RunStatus()
     if before.phase in ("Succeeded", "Failed"):
         return _keep_ended(run, before, children, now)
 
-    status = _observe(run, before, children, now)
-    status = _enforce_deadlines(run, status, now)
+    first = observed.in_flight(ledger.current(before), children)
+    finishing = first is not None and first.state == "Finishing"
+    status = before
     create: list[JobPlan] = []
-    paused = suspend.must_pause(run.spec, ledger.current(status))
-    if paused:
-        status = suspend.pause(status, now, message="suspended")
-    else:
-        status, create = _advance(run, suspend.resume(status, now), children, now)
+    while True:
+        status = _enforce_deadlines(run, _observe(run, status, children, now), now)
+        paused = suspend.must_pause(run.spec, ledger.current(status))
+        if paused:
+            status = suspend.pause(status, now, message="suspended")
+            break
+        if _newly_retrying(before, status):
+            break  # What ended the last attempt is written down before the next one is made.
+        status, create, adopted = _advance(run, status, children, now, obstacle=obstacle)
+        if not adopted:
+            break
 
-    status = summarize(run.spec, status, now, paused=paused, progress=_progress(status, children))
-    status = _stamp(run, status, now)
+    leftovers = _leftovers(status, children)
+    if finishing:
+        # Its successor starts now; both are written down at once when its Job is complete.
+        status, paused, create = before, False, [] if paused else create
+    child = observed.in_flight(ledger.current(status), children)
+    held = None if paused else hold(status, child, obstacle)
+    progress = child.progress if child is not None else None
+    status = summarize(run.spec, status, now, paused=paused, hold=held, progress=progress)
+    status = _stamp(run, status, now, hold=held)
     return Decision(
         create=create,
-        delete=_leftovers(status, children),
+        delete=leftovers,
         status=status,
-        requeue_after=_due(run, status, now),
-        events=events(before, status),
+        requeue_after=_due(run, status, now, obstacle=obstacle),
+        event=event(before, status),
     )
 
 
@@ -88,43 +84,57 @@ def interrupt(run: DistillationRun, now: datetime, *, message: str) -> RunStatus
     if before.phase in ("Succeeded", "Failed"):
         return before
     status = suspend.pause(before, now, message=message)
-    status = summarize(run.spec, status, now, paused=True, progress=None)
+    status = summarize(run.spec, status, now, paused=True, hold=None, progress=None)
     return _stamp(run, status, now, suspended_because=message)
 
 
 def _keep_ended(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> Decision:
     """Terminal is sticky: nothing is created, what still runs is removed, a changed spec is only acknowledged."""
-    return Decision(
-        status=_stamp(run, status, now), delete=[child.name for child in children if child.state == "Running"]
-    )
+    rest = cleanup.after_the_end(run.spec, status, children, now)
+    return Decision(status=_stamp(run, status, now), delete=rest.delete, requeue_after=rest.seconds_left)
 
 
 def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> RunStatus:
-    """The end of the Job in flight, written into the ledger."""
+    """What the Job in flight shows, written into the ledger: it waits, it was admitted, it has ended, it is gone."""
     stage = ledger.current(status)
-    child = _child_of(stage, children)
-    if stage is None or child is None:
+    if stage is None or not ledger.in_flight(stage):
         return status
+    child = observed.in_flight(stage, children)
+    if child is None:
+        message = f"Job {stage.job_name} was deleted while it was under way"
+        return _record(run, status, stage, exit_class="TryAgain", message=message, child=None, now=now)
     if child.uid is not None and child.uid != stage.job_uid:
         stage = stage.replace(job_uid=child.uid)
         status = ledger.put(status, stage)
+    if child.state == "Queued":
+        return queue.enter(status, stage, now, preempted=child.preempted)
     if child.state == "Running":
-        return status
+        return queue.leave(status, stage, now)
     result = child.result
     exit_class: ExitClass = child.exit_class or (
-        result.exit_class if result else "Done" if child.state == "Succeeded" else "Failed"
+        result.exit_class if result else "Failed" if child.state == "Failed" else "Done"
     )
     message = (result.message if result else "") or child.message
-    stage = record(
-        stage,
-        spec=run.spec,
-        exit_class=exit_class,
-        message=message,
-        result=result,
-        ended=child.finished or now,
-        seed=f"{run.metadata.uid or run.metadata.namespace}/{run.metadata.name}/{stage.name}",
+    return _record(run, status, stage, exit_class=exit_class, message=message, child=child, now=now)
+
+
+def _record(
+    run: DistillationRun,
+    status: RunStatus,
+    stage: StageStatus,
+    *,
+    exit_class: ExitClass,
+    message: str,
+    child: Child | None,
+    now: datetime,
+) -> RunStatus:
+    ended = child.finished if child is not None and child.finished is not None else now
+    seed = f"{run.metadata.uid or run.metadata.namespace}/{run.metadata.name}/{stage.name}"
+    result = child.result if child is not None else None
+    done = record(
+        stage, spec=run.spec, exit_class=exit_class, message=message, result=result, ended=ended, seed=seed
     )
-    return ledger.put(status, stage)
+    return queue.start_clock(ledger.put(status, done), now) if stage.queued_since else ledger.put(status, done)
 
 
 def _enforce_deadlines(run: DistillationRun, status: RunStatus, now: datetime) -> RunStatus:
@@ -137,7 +147,7 @@ def _enforce_deadlines(run: DistillationRun, status: RunStatus, now: datetime) -
     exceeded = deadlines.check(run.spec, status, stage, now).exceeded
     if exceeded is None:
         return status
-    stage = stage.replace(
+    stage = queue.end_wait(stage, now).replace(
         phase="Failed",
         exit_class="Deadline",
         message=exceeded,
@@ -149,76 +159,86 @@ def _enforce_deadlines(run: DistillationRun, status: RunStatus, now: datetime) -
     return ledger.put(status, stage)
 
 
-def _advance(
-    run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime
-) -> tuple[RunStatus, list[JobPlan]]:
-    """The next Job, when there is one, it is due, and nothing else is left running."""
+def _newly_retrying(before: RunStatus, status: RunStatus) -> bool:
     stage = ledger.current(status)
+    if stage is None or stage.phase != "Retrying":
+        return False
+    old = before.stage_named(stage.name)
+    return old is None or old.phase != "Retrying" or old.attempt != stage.attempt
+
+
+def _advance(
+    run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime, *, obstacle: Obstacle | None
+) -> tuple[RunStatus, list[JobPlan], bool]:
+    """The next Job, when there is one, it is due, and nothing else is left running. One that is there already, because we
+    were stopped between making it and writing that down, is adopted (third value)."""
+    stage = ledger.current(status)
+    if ledger.in_flight(stage):
+        return status, [], False
+    status = queue.start_clock(status, now)
     if stage is None:
         name = stages.upcoming(run.spec, status)
         if name is None:
-            return status, []
+            return status, [], False
         stage = StageStatus(name=name)
     if stage.phase == "Failed":
-        return status, []
-    others_run = any(child.state == "Running" and child.name != stage.job_name for child in children)
-    if ledger.in_flight(stage):
-        gone = _child_of(stage, children) is None
-        return status, [_plan(run, stage)] if gone and not others_run else []
-    if until(stage.retry_time, now) > 0 or any(child.state == "Running" for child in children):
-        return ledger.put(status, stage), []
+        return status, [], False
 
     first_or_again = stage.exit_class != "Done" or stage.attempt == 0
-    stage = stage.replace(attempt=stage.attempt + first_or_again, phase="Running", retry_time=None)
-    job = _plan(run, stage)
-    stage = stage.replace(
-        job_name=job.name, job_uid=None, start_time=stage.start_time or to_text(now), attempt_start_time=to_text(now)
+    begun = stage.replace(attempt=stage.attempt + first_or_again, phase="Running", retry_time=None)
+    job = plan_job(
+        run.spec, run=run.metadata.name, stage=begun.name, job_index=begun.completed_jobs, attempt=begun.attempt
     )
-    status = status.replace(
-        start_time=status.start_time or to_text(now), active_since=status.active_since or to_text(now)
+    there = next((child for child in children if child.name == job.name), None)
+    others_live = any(child.live and child.name != job.name and child.state != "Finishing" for child in children)
+    if until(stage.retry_time, now) > 0 or others_live or (there is None and obstacle is not None):
+        return ledger.put(status, stage), [], False
+
+    start = to_text(there.created if there is not None and there.created is not None else now)
+    queued = run.spec.queue is not None
+    begun = begun.replace(
+        phase="Queued" if queued else "Running",
+        job_name=job.name,
+        job_uid=None,
+        start_time=stage.start_time or start,
+        attempt_start_time=None if queued else start,
+        queued_since=start if queued else None,
     )
-    return ledger.put(status, stage), [job]
-
-
-def _plan(run: DistillationRun, stage: StageStatus) -> JobPlan:
-    return plan_job(
-        run.spec, run=run.metadata.name, stage=stage.name, job_index=stage.completed_jobs, attempt=stage.attempt
-    )
-
-
-def _child_of(stage: StageStatus | None, children: Sequence[Child]) -> Child | None:
-    """The Job in flight, as observed."""
-    if stage is None or not ledger.in_flight(stage):
-        return None
-    return next((child for child in children if child.name == stage.job_name), None)
+    status = status.replace(start_time=status.start_time or start)
+    status = queue.stop_clock(status, now) if queued else queue.start_clock(status, now)
+    return ledger.put(status, begun), [] if there is not None else [job], there is not None
 
 
 def _leftovers(status: RunStatus, children: Sequence[Child]) -> list[str]:
-    """Everything that runs and is not the Job in flight."""
-    kept = _child_of(ledger.current(status), children)
-    return [child.name for child in children if child.state == "Running" and child is not kept]
-
-
-def _progress(status: RunStatus, children: Sequence[Child]) -> str | None:
-    child = _child_of(ledger.current(status), children)
-    return child.progress if child is not None else None
+    """Everything that may still run and is not the Job in flight."""
+    kept = observed.in_flight(ledger.current(status), children)
+    return [
+        child.name for child in children if child.live and child is not kept and child.state != "Finishing"
+    ]
 
 
 def _stamp(
-    run: DistillationRun, status: RunStatus, now: datetime, *, suspended_because: str | None = None
+    run: DistillationRun,
+    status: RunStatus,
+    now: datetime,
+    *,
+    hold: Hold | None = None,
+    suspended_because: str | None = None,
 ) -> RunStatus:
     return status.replace(
         observed_generation=run.metadata.generation,
-        conditions=conditions(run, status, now, suspended_because=suspended_because),
+        conditions=conditions(run, status, now, hold=hold, suspended_because=suspended_because),
     )
 
 
-def _due(run: DistillationRun, status: RunStatus, now: datetime) -> float | None:
+def _due(run: DistillationRun, status: RunStatus, now: datetime, *, obstacle: Obstacle | None) -> float | None:
     """Seconds until the next attempt or the next deadline."""
-    if status.phase not in ("Pending", "Running"):
+    if status.phase in ("Suspended", "Succeeded", "Failed"):
         return None
     stage = ledger.current(status)
     due = [deadlines.check(run.spec, status, stage, now).seconds_left]
     if stage is not None and stage.retry_time is not None:
         due.append(until(stage.retry_time, now))
+    if obstacle is not None and not ledger.in_flight(stage):
+        due.append(obstacle.seconds)
     return min((seconds for seconds in due if seconds is not None), default=None)

@@ -6,8 +6,9 @@ from typing import Any
 from comd_api.run import DistillationRun, Storage
 from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef, ExitClass, RunStatus, Score
-from comd_operator.decide import Child, Decision, decide
+from comd_operator.decide import Decision, decide
 from comd_operator.planner import JobPlan
+from comd_operator.policies.children import Child
 from tests.unit.rule_examples import manifest
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,7 +62,7 @@ class World:
 
     @property
     def live(self) -> list[Child]:
-        return [child for child in self.children.values() if child.state == "Running"]
+        return [child for child in self.children.values() if child.live]
 
     @property
     def job(self) -> JobPlan:
@@ -78,7 +79,8 @@ class World:
             self.jobs.append(job)
             self.children[job.name] = running(job)
         self.run = self.run.replace(status=decision.status)
-        self.events += [event.reason for event in decision.events]
+        if decision.event is not None:
+            self.events.append(decision.event.reason)
         return decision
 
     def end(self, exit_class: ExitClass = "Done", *, after: float = 1.0, **result: Any) -> Decision:

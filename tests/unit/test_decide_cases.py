@@ -6,7 +6,8 @@ import pytest
 
 from comd_api.run import Retry
 from comd_api.status import ExitClass, RunPhase
-from comd_operator.decide import Child, decide, interrupt
+from comd_operator.decide import decide, interrupt
+from comd_operator.policies.children import Child
 from tests.unit.runs import START, World, artifact, make_run, running, student_score
 
 
@@ -33,7 +34,7 @@ def test_a_run_in_which_nothing_fails() -> None:
     assert world.status.student == artifact("student", "file:///store/round-2")
     assert world.status.round == 2
     assert world.status.score == "0.500"
-    assert world.events[-2:] == ["StageSucceeded", "Succeeded"]
+    assert world.events == ["JobStarted", "StageSucceeded", "StageSucceeded", "StageSucceeded", "Succeeded"]
     assert condition(world, "Ready") == ("True", "Finished")
 
 
@@ -105,12 +106,15 @@ def test_preemption_costs_nothing() -> None:
     assert world.status.phase == "Running"
 
 
-def test_a_job_that_is_gone_is_made_again_under_its_name() -> None:
-    world = World(make_run())
+def test_a_job_that_was_deleted_is_followed_by_another_attempt_at_no_cost() -> None:
+    world = World(make_run(retry={"limit": 0}))
     world.step()
     world.children.clear()
-    assert [job.name for job in world.step().create] == ["tiny-preflight-a1"]
-    assert world.status.stages[0].attempt == 1
+    assert world.step().create == []
+    assert world.status.stages[0].phase == "Retrying"
+    assert "tiny-preflight-a1 was deleted" in (world.status.stages[0].message or "")
+    assert [job.name for job in world.step(seconds=10).create] == ["tiny-preflight-a2"]
+    assert world.status.stages[0].failures == 0
 
 
 def test_a_finished_stage_stays_finished_when_its_job_is_gone() -> None:
@@ -136,7 +140,7 @@ def test_suspending_now_deletes_the_job_and_goes_on_with_a_new_attempt() -> None
     assert [job.name for job in world.step().create] == ["tiny-preflight-a2"]
     assert world.status.active_seconds == 30
     assert world.status.stages[0].failures == 0
-    assert world.events[-2:] == ["Resumed", "JobStarted"]
+    assert world.events[-2:] == ["Suspended", "Resumed"]
 
 
 def test_nothing_new_starts_while_the_old_job_still_ends() -> None:

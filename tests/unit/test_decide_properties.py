@@ -1,16 +1,25 @@
 """What holds under every interleaving: hypothesis plays the user, the cluster and the clock."""
 
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from comd_api.stage import StageResult
 from comd_api.status import ExitClass, RunStatus
-from comd_operator.decide import Child, decide
+from comd_operator.decide import decide
+from comd_operator.policies.children import Child
+from comd_operator.policies.hold import Obstacle
+from comd_operator.policies.queue import Wait
 from tests.unit.runs import World, ended, make_run, student_score
 
-EXIT_CLASSES: tuple[ExitClass, ...] = ("Done", "UserError", "BadData", "TryAgain", "Failed", "OutOfMemory")
+EXIT_CLASSES: tuple[ExitClass, ...] = (
+    "Done", "UserError", "BadData", "TryAgain", "CannotStart", "Failed", "OutOfMemory",
+)  # fmt: skip
+OBSTACLES = (None, None, Obstacle(reason="NameCollision", message="another's", seconds=2.0))
 FAR = st.floats(0.0, 2000.0)
 
 RUNS = st.fixed_dictionaries(
@@ -21,12 +30,15 @@ RUNS = st.fixed_dictionaries(
         "retry": st.fixed_dictionaries({"limit": st.integers(0, 3), "backoffSeconds": st.integers(0, 30)}),
         "activeDeadlineSeconds": st.none() | st.integers(1, 20_000),
         "stageDeadlineSeconds": st.none() | st.integers(1, 5000),
+        "queueDeadlineSeconds": st.none() | st.integers(1, 5000),
+        "queue": st.none() | st.just({"name": "gpus"}),
     }
 )
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Deleted Jobs linger here as long as hypothesis likes, as they do on a cluster."""
+    """Deleted Jobs linger here as long as hypothesis likes, as they do on a cluster; the queue admits and preempts; and the
+    operator is killed between an act and writing it down."""
 
     @initialize(changes=RUNS)
     def begin(self, changes: dict[str, object]) -> None:
@@ -34,25 +46,34 @@ class Interleavings(RuleBasedStateMachine):
         self.going: dict[str, Child] = {}
         self.before = RunStatus()
 
-    @rule(seconds=FAR)
-    def reconcile(self, seconds: float) -> None:
+    @rule(seconds=FAR, killed=st.booleans(), obstacle=st.sampled_from(OBSTACLES))
+    def reconcile(self, seconds: float, killed: bool, obstacle: Obstacle | None) -> None:
         world = self.world
         world.now += timedelta(seconds=seconds)
         self.before = world.status
         observed = [*world.children.values(), *self.going.values()]
-        decision = decide(world.run, observed, world.now)
+        decision = decide(world.run, observed, world.now, obstacle=obstacle)
         assert len(decision.create) <= 1
-        assert not decision.create or all(child.state != "Running" for child in observed), "at most one live Job"
+        assert not decision.create or obstacle is None
+        still = [child for child in observed if child.live and child.state != "Finishing"]
+        assert not decision.create or not still, "at most one live Job"
         for name in decision.delete:
             child = world.children.pop(name, None)
             if child is not None:
-                self.going[name] = child
+                self.going[name] = replace(child, deleting=True)
         for job in decision.create:
             assert job.name not in world.children
             world.jobs.append(job)
             world.children[job.name] = Child(
-                name=job.name, stage=job.stage, attempt=job.attempt, job_index=job.job_index, state="Running"
+                name=job.name,
+                stage=job.stage,
+                attempt=job.attempt,
+                job_index=job.job_index,
+                state="Queued" if world.run.spec.queue else "Running",
+                created=world.now,
             )
+        if killed:
+            return
         world.run = world.run.replace(status=decision.status)
         self.check_step(created=len(decision.create))
 
@@ -84,6 +105,23 @@ class Interleavings(RuleBasedStateMachine):
             scores=scores,
         )
 
+    @precondition(lambda self: self.world.live)
+    @rule(state=st.sampled_from(["Queued", "Running", "Finishing"]), stuck=st.booleans(), data=st.data())
+    def job_moves(self, state: Any, stuck: bool, data: st.DataObject) -> None:
+        child = data.draw(st.sampled_from(sorted(self.world.live, key=lambda child: child.name)))
+        wait = Wait(reason="Pending", message="no quota", stuck=stuck) if state == "Queued" else None
+        result = StageResult(exit_class="Done") if state == "Finishing" else None
+        moved = replace(child, state=state, wait=wait, result=result, preempted=child.state == "Running")
+        self.world.children[child.name] = moved
+
+    @precondition(lambda self: self.world.live)
+    @rule(data=st.data())
+    def job_can_not_start(self, data: st.DataObject) -> None:
+        child = data.draw(st.sampled_from(sorted(self.world.live, key=lambda child: child.name)))
+        self.world.children[child.name] = replace(
+            child, state="Failed", exit_class="CannotStart", message="no such image", lingers=True, started=False
+        )
+
     @precondition(lambda self: self.world.children)
     @rule(data=st.data())
     def job_vanishes(self, data: st.DataObject) -> None:
@@ -100,12 +138,8 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_live_job(self) -> None:
-        assert len(self.world.live) + len(self.going) <= 1
-
-    @invariant()
-    def nothing_runs_while_suspended_or_ended(self) -> None:
-        if self.world.status.phase in ("Suspended", "Succeeded", "Failed"):
-            assert not self.world.live
+        live = [child for child in (*self.world.live, *self.going.values()) if child.state != "Finishing"]
+        assert len(live) <= 1
 
     @invariant()
     def asking_again_changes_nothing(self) -> None:
@@ -115,15 +149,24 @@ class Interleavings(RuleBasedStateMachine):
         gone = set(once.delete)
         after = [child for child in children if child.name not in gone]
         after += [
-            Child(name=job.name, stage=job.stage, attempt=job.attempt, job_index=job.job_index, state="Running")
+            Child(
+                name=job.name,
+                stage=job.stage,
+                attempt=job.attempt,
+                job_index=job.job_index,
+                state="Queued" if world.run.spec.queue else "Running",
+                started=False,
+            )
             for job in once.create
         ]
         twice = decide(world.run.replace(status=once.status), after, world.now)
-        if gone:
+        if gone or once.requeue_after == 0:
             return
         assert twice.status == once.status
         assert not twice.create
-        assert not twice.events
+        assert twice.event is None
+        if once.status.phase in ("Suspended", "Succeeded", "Failed"):
+            assert not [child for child in after if child.live and child.state != "Finishing"], "all was deleted"
 
     @invariant()
     def the_schema_holds_the_status(self) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from comd_operator.local.outcome import MAX_MESSAGE, log_tail, outcome, parse_result
+from comd_operator.local.log_tail import log_tail
+from comd_operator.policies.outcome import MAX_MESSAGE, outcome, parse_result
 
 DONE = json.dumps({"exitClass": "Done"})
 BAD_DATA = json.dumps({"exitClass": "BadData", "message": "7 % of the rows can't be used"})

@@ -15,13 +15,15 @@ from comd_operator.policies import (
     deadlines,
     early_stop,
     ledger,
+    queue,
     results,
     retry,
     stages,
     summary,
     suspend,
 )
-from comd_operator.policies.events import events
+from comd_operator.policies.events import event
+from comd_operator.policies.hold import Hold
 from tests.unit.runs import START, artifact, make_run, student_score
 
 RETRY = Retry(limit=3, backoff_seconds=10, max_backoff_seconds=100)
@@ -137,8 +139,8 @@ def test_pausing_twice_is_pausing_once() -> None:
     once = suspend.pause(status, now, message="suspended")
     assert (once.active_seconds, once.stages[0].active_seconds) == (7.0, 7.0)
     assert suspend.pause(once, now + timedelta(days=1), message="suspended") == once
-    assert suspend.resume(once, now).active_since == clock.to_text(now)
-    assert suspend.resume(RunStatus(), now) == RunStatus(), "a run that was never started has no clock"
+    assert queue.start_clock(once, now).active_since == clock.to_text(now)
+    assert queue.start_clock(RunStatus(), now) == RunStatus(), "a run that was never started has no clock"
 
 
 @pytest.mark.parametrize(
@@ -219,14 +221,15 @@ def test_conditions(phase: str) -> None:
     run = make_run()
     failed = StageStatus(name="round-1", phase="Failed", exit_class="BadData", message="m")
     status = RunStatus(phase=phase, stages=[failed] if phase == "Failed" else [])  # type: ignore[arg-type]
-    first = conditions.conditions(run, status, START)
+    held = Hold(reason="Pending", message="no quota", queued=phase == "Queued", stalled=phase == "Stalled")
+    first = conditions.conditions(run, status, START, hold=held)
     true = {condition.type for condition in first if condition.status == "True"}
     assert true == set(conditions.TRUE_TYPES[phase])  # type: ignore[index]
     assert [condition.type for condition in first] == sorted(conditions.TYPES)
     assert all(condition.reason and condition.message for condition in first)
 
     later = START + timedelta(seconds=60)
-    again = conditions.conditions(run, status.replace(conditions=first), later)
+    again = conditions.conditions(run, status.replace(conditions=first), later, hold=held)
     assert again == first, "nothing flipped"
     other = "Suspended" if phase != "Suspended" else "Pending"
     flipped = conditions.conditions(run, status.replace(conditions=first, phase=other, stages=[]), later)
@@ -260,8 +263,10 @@ def test_score_text(scores: list[list[object]], text: str | None) -> None:
 def test_a_repeated_decision_tells_nothing_twice() -> None:
     stage = StageStatus(name="round-1", phase="Running", attempt=1, job_name="a", attempt_start_time="x")
     before, after = RunStatus(), RunStatus(phase="Running", stages=[stage])
-    assert [event.reason for event in events(before, after)] == ["JobStarted"]
-    assert events(after, after) == []
+    told = event(before, after)
+    assert told is not None
+    assert told.reason == "JobStarted"
+    assert event(after, after) is None
 
 
 def test_ledger() -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from comd_api.stage import Progress, StageConfig
-from comd_operator.decide import Child
-from comd_operator.local.outcome import log_tail, outcome
+from comd_operator.local.log_tail import log_tail
 from comd_operator.local.workdir import TrainerLock, WorkDir, replace_text
 from comd_operator.planner import JobPlan
+from comd_operator.policies.children import Child
+from comd_operator.policies.outcome import outcome
 
 TRAINER_COMMAND = (sys.executable, "-m", "comd_trainer", "run")
 _PR_SET_PDEATHSIG = 1

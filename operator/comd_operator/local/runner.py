@@ -111,8 +111,8 @@ class LocalRunner:
         for job in decision.create:
             self._start(job, lock, status=decision.status)
         self._save(decision.status)
-        for event in decision.events:
-            self._view.event(event)
+        if decision.event is not None:
+            self._view.event(decision.event)
 
     def _start(self, job: JobPlan, lock: TrainerLock, *, status: RunStatus) -> None:
         config = stage_config(self._run.replace(status=status), job)

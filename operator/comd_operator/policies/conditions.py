@@ -9,29 +9,42 @@ from comd_api.run import DistillationRun
 from comd_api.status import Condition, RunPhase, RunStatus
 from comd_operator.policies import ledger, stages
 from comd_operator.policies.clock import to_text
+from comd_operator.policies.hold import Hold
 
 TRUE_TYPES: dict[RunPhase, tuple[str, ...]] = {
     "Pending": ("Reconciling",),
+    "Queued": ("Queued", "Reconciling"),
     "Running": ("Reconciling",),
+    "Stalled": ("Stalled",),
     "Suspended": ("Suspended",),
     "Succeeded": ("Ready", "Succeeded"),
     "Failed": ("Failed", "Stalled"),
 }
 """Which conditions are true in which phase; all others are false."""
 
-TYPES = ("Failed", "Ready", "Reconciling", "Stalled", "Succeeded", "Suspended")
+TYPES = ("Failed", "Queued", "Ready", "Reconciling", "Stalled", "Succeeded", "Suspended")
 """All of them, always, in this order."""
+
+MAX_REASON, MAX_MESSAGE = 64, 1024
 
 
 def conditions(
-    run: DistillationRun, status: RunStatus, now: datetime, *, suspended_because: str | None = None
+    run: DistillationRun,
+    status: RunStatus,
+    now: datetime,
+    *,
+    hold: Hold | None = None,
+    suspended_because: str | None = None,
 ) -> list[Condition]:
     """All conditions of a run whose phase and ledger are settled. One whose status did not flip keeps its time."""
-    reason, message = _why(run, status, suspended_because=suspended_because)
+    reason, message = _why(run, status, hold=hold, suspended_because=suspended_because)
+    true_types = TRUE_TYPES[status.phase]
+    if status.phase == "Stalled" and hold is not None and hold.queued:
+        true_types = ("Queued", *true_types)
     return [
         _condition(
             kind,
-            status="True" if kind in TRUE_TYPES[status.phase] else "False",
+            status="True" if kind in true_types else "False",
             reason=reason,
             message=message,
             before=status.conditions,
@@ -64,7 +77,9 @@ def _condition(
     )
 
 
-def _why(run: DistillationRun, status: RunStatus, *, suspended_because: str | None) -> tuple[str, str]:
+def _why(
+    run: DistillationRun, status: RunStatus, *, hold: Hold | None, suspended_because: str | None
+) -> tuple[str, str]:
     """Reason and message. They say what the run is at, never how far it is: that would be a write every few seconds."""
     stage = ledger.current(status)
     match status.phase:
@@ -81,6 +96,9 @@ def _why(run: DistillationRun, status: RunStatus, *, suspended_because: str | No
             if suspended_because is not None:
                 return "Interrupted", suspended_because
             return "Suspended", "spec.suspend is true"
+        case "Queued" | "Stalled":
+            assert hold is not None, "it is in this phase because of it"
+            return hold.reason[:MAX_REASON], hold.message[:MAX_MESSAGE]
         case "Running":
             if stage is None:
                 return "Running", "between two stages"

@@ -1,5 +1,6 @@
 """`activeDeadlineSeconds` and `stageDeadlineSeconds`, by our own clock: the time that the ledger has recorded and the
-time since it last started. Time spent suspended stands in neither."""
+time since it last started. Time spent suspended or waiting in the queue stands in neither; `queueDeadlineSeconds` has that of
+one wait."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +19,7 @@ class Deadlines:
 
 
 def check(spec: RunSpec, status: RunStatus, stage: StageStatus | None, now: datetime) -> Deadlines:
-    """Both deadlines at once, the run's first."""
+    """All three at once, the run's first."""
     left: list[float] = []
     if spec.active_deadline_seconds is not None:
         rest = spec.active_deadline_seconds - run_active(status, now)
@@ -39,6 +40,15 @@ def check(spec: RunSpec, status: RunStatus, stage: StageStatus | None, now: date
             )
         if stage.attempt_start_time is not None:
             left.append(rest)
+    if spec.queue_deadline_seconds is not None and stage is not None and stage.queued_since is not None:
+        rest = spec.queue_deadline_seconds - since(stage.queued_since, now)
+        if rest <= 0:
+            return Deadlines(
+                exceeded=f"stage {stage.name} waited for longer than "
+                f"queueDeadlineSeconds ({spec.queue_deadline_seconds}) to be admitted and scheduled",
+                seconds_left=None,
+            )
+        left.append(rest)
     return Deadlines(exceeded=None, seconds_left=min(left, default=None))
 
 

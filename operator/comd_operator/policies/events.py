@@ -1,9 +1,10 @@
-"""What is worth telling: the difference between two statuses, so that a repeated decision tells nothing twice."""
+"""What is worth telling: the difference between two statuses, so that a repeated decision tells nothing twice. One
+transition is one event, for clusters drop the events of whoever sends many."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from comd_api.status import RunStatus, StageStatus
+from comd_api.status import Condition, RunStatus, StageStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,47 +14,57 @@ class Event:
     message: str
 
 
-def events(before: RunStatus, after: RunStatus) -> list[Event]:
-    """In the order in which things happened."""
-    told = [event for stage in after.stages for event in _of_stage(before.stage_named(stage.name), stage)]
-    if before.phase == after.phase:
-        return told
-    message = next((condition.message for condition in after.conditions if condition.type == "Ready"), "")
-    match after.phase:
-        case "Succeeded":
-            told.append(Event(type="Normal", reason="Succeeded", message=message))
-        case "Failed":
-            told.append(Event(type="Warning", reason="Failed", message=f"in stage {after.stage}, see above"))
-        case "Suspended":
-            told.append(Event(type="Normal", reason="Suspended", message=message))
-        case "Running" if before.phase == "Suspended":
-            told.insert(0, Event(type="Normal", reason="Resumed", message="the run goes on"))
-    return told
-
-
-def _of_stage(before: StageStatus | None, after: StageStatus) -> list[Event]:
-    told = []
-    old = before or StageStatus(name=after.name)
-    ended = (
-        after.exit_class not in (None, "Done") and after.phase in ("Retrying", "Failed") and old.phase != after.phase
-    )
+def event(before: RunStatus, after: RunStatus) -> Event | None:
+    """The weightiest thing that happened, with what followed from it at once."""
+    started = next(filter(None, (_started(before.stage_named(stage.name), stage) for stage in after.stages)), None)
+    if before.phase != after.phase:
+        told = _of_phase(before, after, started)
+        if told is not None:
+            return told
+    ended = [told for stage in after.stages if (told := _ended(before.stage_named(stage.name), stage)) is not None]
     if ended:
-        reason = "StageFailed" if after.phase == "Failed" else "AttemptFailed"
-        told.append(
-            Event(
-                type="Warning",
-                reason=reason,
-                message=f"{after.name}: {after.exit_class}: {after.message or 'no reason was given'}",
-            )
-        )
+        last = ended[-1]
+        return Event(type=last.type, reason=last.reason, message="; ".join(filter(None, (last.message, started))))
+    if after.phase == "Stalled" and _ready(before).reason != _ready(after).reason:
+        return Event(type="Warning", reason=_ready(after).reason, message=_ready(after).message)
+    return Event(type="Normal", reason="JobStarted", message=started) if started else None
+
+
+def _of_phase(before: RunStatus, after: RunStatus, started: str | None) -> Event | None:
+    ready = _ready(after)
+    match after.phase:
+        case "Succeeded" | "Suspended":
+            return Event(type="Normal", reason=after.phase, message=ready.message)
+        case "Failed":
+            return Event(type="Warning", reason="Failed", message=f"{ready.reason}: {ready.message}")
+        case "Stalled":
+            return Event(type="Warning", reason=ready.reason, message=ready.message)
+        case "Queued" if not started and before.phase != "Stalled":
+            return Event(type="Normal", reason="Queued", message=ready.message)
+        case "Running" if before.phase == "Suspended":
+            return Event(type="Normal", reason="Resumed", message=started or "the run goes on")
+        case "Running" if before.phase in ("Queued", "Stalled") and not started:
+            return Event(type="Normal", reason="Admitted", message=f"{after.stage} runs")
+    return None
+
+
+def _ended(before: StageStatus | None, after: StageStatus) -> Event | None:
+    old = before or StageStatus(name=after.name)
     if after.phase == "Succeeded" and old.phase != "Succeeded":
-        told.append(Event(type="Normal", reason="StageSucceeded", message=after.name))
-    if after.attempt_start_time is not None and old.job_name != after.job_name:
-        told.append(
-            Event(
-                type="Normal",
-                reason="JobStarted",
-                message=f"{after.name}: attempt {after.attempt}, Job {after.job_name}",
-            )
-        )
-    return told
+        return Event(type="Normal", reason="StageSucceeded", message=after.name)
+    if after.phase == "Retrying" and old.phase != "Retrying" and after.exit_class not in (None, "Done"):
+        words = f"{after.name}: {after.exit_class}: {after.message or 'no reason was given'}"
+        return Event(type="Warning", reason="AttemptFailed", message=words)
+    return None
+
+
+def _started(before: StageStatus | None, after: StageStatus) -> str | None:
+    flying = after.attempt_start_time is not None or after.queued_since is not None
+    if not flying or (before is not None and before.job_name == after.job_name):
+        return None
+    return f"{after.name}: attempt {after.attempt}, Job {after.job_name}"
+
+
+def _ready(status: RunStatus) -> Condition:
+    none = Condition(type="Ready", status="False", reason="", last_transition_time="", observed_generation=0)
+    return next((condition for condition in status.conditions if condition.type == "Ready"), none)

@@ -10,8 +10,8 @@ def current(status: RunStatus) -> StageStatus | None:
 
 
 def in_flight(stage: StageStatus | None) -> bool:
-    """Whether the ledger says that a Job of the stage was started and has not been seen to end."""
-    return stage is not None and stage.attempt_start_time is not None
+    """Whether the ledger says that a Job of the stage was made and has not been seen to end: it runs, or waits in the queue."""
+    return stage is not None and (stage.attempt_start_time is not None or stage.queued_since is not None)
 
 
 def put(status: RunStatus, stage: StageStatus) -> RunStatus:

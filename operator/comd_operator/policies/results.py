@@ -6,7 +6,7 @@ from comd_api.run import RunSpec
 from comd_api.stage import StageResult
 from comd_api.status import Counts, ExitClass, PhaseTime, StageStatus
 from comd_operator.planner.jobs import jobs_of
-from comd_operator.policies import retry
+from comd_operator.policies import queue, retry
 from comd_operator.policies.clock import since, to_text, to_text_after
 
 MAX_MESSAGE = 1024
@@ -25,9 +25,10 @@ def record(
     """The ledger's entry after a Job of the stage has ended."""
     lasted = since(stage.attempt_start_time, ended)
     stage = merge(stage, result) if result is not None else stage
+    stage = queue.end_wait(stage, ended)
     stage = stage.replace(active_seconds=stage.active_seconds + lasted, attempt_start_time=None, exit_class=exit_class)
     if exit_class == "Done":
-        return _one_job_further(stage, spec=spec, ended=ended)
+        return _one_job_further(stage, spec=spec, message=message, ended=ended)
 
     verdict = retry.after(
         exit_class, failures=stage.failures, attempt=stage.attempt, lasted=lasted, retry=spec.retry, seed=seed
@@ -38,8 +39,9 @@ def record(
     return stage.replace(phase="Failed", completion_time=to_text(ended))
 
 
-def _one_job_further(stage: StageStatus, *, spec: RunSpec, ended: datetime) -> StageStatus:
-    stage = stage.replace(completed_jobs=stage.completed_jobs + 1, message=None)
+def _one_job_further(stage: StageStatus, *, spec: RunSpec, message: str, ended: datetime) -> StageStatus:
+    """A message that comes with success is what the stage has to tell, such as preflight's findings."""
+    stage = stage.replace(completed_jobs=stage.completed_jobs + 1, message=message[:MAX_MESSAGE] or None)
     if stage.completed_jobs < len(jobs_of(spec, stage.name)):
         return stage
     return stage.replace(phase="Succeeded", completion_time=to_text(ended))

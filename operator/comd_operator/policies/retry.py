@@ -9,6 +9,9 @@ from comd_api.status import ExitClass
 NEVER_AGAIN: frozenset[ExitClass] = frozenset({"UserError", "BadData", "Deadline"})
 """Trying again would end the same way."""
 
+FREE: frozenset[ExitClass] = frozenset({"TryAgain", "CannotStart"})
+"""Nothing that the run did: spends no `spec.retry.limit`."""
+
 _JITTER = 0.25
 """A wait is shortened by up to this share, so that runs that failed together don't come back together."""
 
@@ -17,7 +20,7 @@ _JITTER = 0.25
 class Verdict:
     again: bool
     counts: bool
-    """Whether the failure spends `spec.retry.limit`. Preemption and storage that is away don't."""
+    """Whether the failure spends `spec.retry.limit`."""
     delay: float = 0.0
     """Seconds until the next attempt."""
 
@@ -31,7 +34,7 @@ def after(exit_class: ExitClass, *, failures: int, attempt: int, lasted: float, 
     """
     if exit_class in NEVER_AGAIN:
         return Verdict(again=False, counts=exit_class != "Deadline")
-    counts = exit_class != "TryAgain"
+    counts = exit_class not in FREE
     if counts and failures >= retry.limit:
         return Verdict(again=False, counts=True)
     doublings = (failures if counts else attempt - failures - 1) if lasted <= retry.max_backoff_seconds else 0

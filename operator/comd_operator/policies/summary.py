@@ -8,13 +8,16 @@ from comd_api.status import ArtifactRef, RunPhase, RunStatus
 from comd_operator.policies import ledger, stages
 from comd_operator.policies.clock import to_text
 from comd_operator.policies.deadlines import run_active
+from comd_operator.policies.hold import Hold
 
 MAX_TEXT = 64
 
 
-def summarize(spec: RunSpec, status: RunStatus, now: datetime, *, paused: bool, progress: str | None) -> RunStatus:
+def summarize(
+    spec: RunSpec, status: RunStatus, now: datetime, *, paused: bool, hold: Hold | None, progress: str | None
+) -> RunStatus:
     """Phase, stage, round, student, score and progress; the clock stopped when the run has ended."""
-    phase = phase_of(spec, status, paused=paused)
+    phase = phase_of(spec, status, paused=paused, hold=hold)
     ended = phase in ("Succeeded", "Failed")
     if ended:
         status = status.replace(
@@ -33,13 +36,15 @@ def summarize(spec: RunSpec, status: RunStatus, now: datetime, *, paused: bool, 
     )
 
 
-def phase_of(spec: RunSpec, status: RunStatus, *, paused: bool) -> RunPhase:
+def phase_of(spec: RunSpec, status: RunStatus, *, paused: bool, hold: Hold | None) -> RunPhase:
     if ledger.failed_stage(status) is not None:
         return "Failed"
     if ledger.current(status) is None and status.stages and stages.upcoming(spec, status) is None:
         return "Succeeded"
     if paused:
         return "Suspended"
+    if hold is not None:
+        return "Stalled" if hold.stalled else "Queued"
     return "Running" if status.start_time is not None else "Pending"
 
 

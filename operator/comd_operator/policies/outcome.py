@@ -1,11 +1,8 @@
-"""How a trainer's process ended, in the words of the contract. Pure but for `log_tail`."""
+"""How a trainer ended, in the words of the contract: what its exit code and its result say together."""
 
 import json
-import os
-import re
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -14,8 +11,6 @@ from comd_api.stage import StageResult
 from comd_api.status import ExitClass
 
 MAX_MESSAGE = 1024
-_TAIL_LINES = 12
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 CLASS_OF_CODE: dict[int, ExitClass] = {
     ExitCode.USER_ERROR: "UserError",
@@ -87,16 +82,3 @@ def with_tail(sentence: str, tail: list[str]) -> str:
         joined = " | ".join(tail)
         text += "; the log ends: " + (joined if len(joined) <= room else "…" + joined[-(room - 1) :])
     return text
-
-
-def log_tail(path: Path, *, lines: int = _TAIL_LINES) -> list[str]:
-    """The last lines of a log that say something, without terminal codes and redrawn progress bars."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 16_384))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return []
-    kept = [_TERMINAL_CODES.sub("", line.rpartition("\r")[2]).strip() for line in text.split("\n")]
-    return [line for line in kept if line][-lines:]

@@ -1,0 +1,49 @@
+"""Why a run that should move does not."""
+
+from dataclasses import dataclass
+
+from comd_api.status import RunStatus
+from comd_operator.policies import ledger
+from comd_operator.policies.children import Child
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """What keeps the next Job from being made: seen when making it was tried, or in the manifest before that."""
+
+    reason: str
+    """A word for the condition, such as `NameCollision`."""
+    message: str
+    seconds: float | None = None
+    """Until it is tried again; None when only a change of the run can help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    reason: str
+    message: str
+    queued: bool
+    """It waits to be admitted or scheduled."""
+    stalled: bool
+    """Somebody has to do something."""
+
+
+def hold(status: RunStatus, child: Child | None, obstacle: Obstacle | None) -> Hold | None:
+    """child: the Job in flight."""
+    stage = ledger.current(status)
+    if stage is not None and stage.phase == "Failed":
+        return None
+    if obstacle is not None and not ledger.in_flight(stage):
+        return Hold(reason=obstacle.reason, message=obstacle.message, queued=False, stalled=True)
+    if stage is None:
+        return None
+    if child is not None and child.state == "Queued" and child.wait is not None:
+        wait = child.wait
+        return Hold(reason=wait.reason, message=f"{stage.name}: {wait.message}", queued=True, stalled=wait.stuck)
+    # Until a later attempt has shown that it can be started, the last one's reason holds.
+    if stage.exit_class == "CannotStart" and (child is None or not child.started):
+        message = f"{stage.name}: {stage.message or 'no reason was given'}"
+        return Hold(reason="CannotStart", message=message, queued=False, stalled=True)
+    if stage.queued_since is not None:
+        return Hold(reason="Queued", message=f"{stage.name} waits to be admitted", queued=True, stalled=False)
+    return None

@@ -1,4 +1,4 @@
-"""Fixtures that several kinds of tests share: a real S3 server."""
+"""Fixtures that several kinds of tests share: a real S3 server; a real Kubernetes cluster, in tests/cluster/fixtures.py."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.s3 import versity
+
+pytest_plugins = ["tests.cluster.fixtures"]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ The binary is the one on PATH or in the folder COMD_TEST_BIN; else it is built f
 kept in `~/.cache/comd/bin/`, named by the digest of `go.sum`, so that a fresh clone does not build it again.
 """
 
-import hashlib
 import os
 import shutil
 import socket
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
+from tests import gotools
 
 HERE = Path(__file__).parent
 TOOL = "github.com/versity/versitygw/cmd/versitygw"
@@ -46,7 +45,14 @@ class Server:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What the server itself reads them from."""
+        return {"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key}
+
     def make_bucket(self, name: str) -> None:
+        import boto3  # here, because the test cluster's commands need the rest of this file and have no second to lose
+
         client = boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint,
@@ -59,42 +65,52 @@ class Server:
 
 def binary() -> Path:
     """The server's executable, built if need be (about a minute, then never again). Errors: NoServerError."""
-    named = os.environ.get("COMD_TEST_BIN")
-    found = shutil.which("versitygw", path=named) if named else None
-    found = found or shutil.which("versitygw")
+    found = find()
     if found:
         return Path(found)
-    key = hashlib.sha256((HERE / "go.sum").read_bytes()).hexdigest()[:16]
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comd" / "bin" / key / "versitygw"
-    if not cached.exists():
-        if shutil.which("go") is None:
-            raise NoServerError(
-                "no S3 server: versitygw is neither on PATH nor in COMD_TEST_BIN, and there is no Go to build it"
-            )
-        _build(cached)
+    if gotools.go() is None:
+        raise NoServerError(
+            "no S3 server: versitygw is neither on PATH nor in COMD_TEST_BIN, and there is no Go to build it"
+        )
+    cached = _cached()
+    with gotools.locked(cached.parent):
+        if not cached.exists():
+            _build(cached)
     return cached
 
 
+def find() -> str | None:
+    """Where the executable is, if it need not be built."""
+    named = os.environ.get("COMD_TEST_BIN")
+    found = shutil.which("versitygw", path=named) if named else None
+    cached = _cached()
+    return found or shutil.which("versitygw") or (str(cached) if cached.exists() else None)
+
+
+def _cached() -> Path:
+    return gotools.cache() / gotools.key([HERE / "go.sum"]) / "versitygw"
+
+
 def _build(target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"versitygw.{os.getpid()}.partial")
-    command = ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(partial), TOOL]
-    subprocess.run(command, cwd=HERE, check=True, env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"})
-    os.replace(partial, target)
+    gotools.build(HERE, TOOL, target)
+
+
+def command(program: Path | str, address: str, folder: Path) -> list[str]:
+    """The server's command line; it keeps objects and their metadata in `folder`."""
+    objects, sidecar = folder / "objects", folder / "sidecar"
+    for path in (objects, sidecar):
+        path.mkdir(parents=True, exist_ok=True)
+    return [str(program), "--port", address, "posix", "--sidecar", str(sidecar), str(objects)]
 
 
 @contextmanager
 def serve(folder: Path, *, port: int | None = None) -> Iterator[Server]:
     """Runs a server on 127.0.0.1 that keeps its objects in `folder`, until the block ends."""
     port = port or free_port()
-    objects, sidecar = folder / "objects", folder / "sidecar"
-    for path in (objects, sidecar):
-        path.mkdir(parents=True, exist_ok=True)
-    server = Server(f"http://127.0.0.1:{port}", "test-key", "test-secret", objects)
-    environment = {**os.environ, "ROOT_ACCESS_KEY": server.access_key, "ROOT_SECRET_KEY": server.secret_key}
-    command = [str(binary()), "--port", f"127.0.0.1:{port}", "posix", "--sidecar", str(sidecar), str(objects)]
+    server = Server(f"http://127.0.0.1:{port}", "test-key", "test-secret", folder / "objects")
+    arguments = command(binary(), f"127.0.0.1:{port}", folder)
     with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, env={**os.environ, **server.secrets})
     try:
         _wait_until_ready(process, port, log=folder / "server.log")
         yield server

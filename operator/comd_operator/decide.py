@@ -29,6 +29,8 @@ class Decision:
     delete: list[str] = field(default_factory=list)
     """Names of children; deleting one that is going already does nothing."""
     status: RunStatus
+    ahead: RunStatus
+    """The status once a Job that is finishing is complete: what a Job made now is to build on. Else the same as `status`."""
     requeue_after: float | None = None
     """Seconds until something is due without any child changing."""
     event: Event | None = None
@@ -60,6 +62,7 @@ def decide(
             break
 
     leftovers = _leftovers(status, children)
+    ahead = status
     if finishing:
         # Its successor starts now; both are written down at once when its Job is complete.
         status, paused, create = before, False, [] if paused else create
@@ -72,6 +75,7 @@ def decide(
         create=create,
         delete=leftovers,
         status=status,
+        ahead=ahead if finishing else status,
         requeue_after=_due(run, status, now, obstacle=obstacle),
         event=event(before, status),
     )
@@ -91,7 +95,8 @@ def interrupt(run: DistillationRun, now: datetime, *, message: str) -> RunStatus
 def _keep_ended(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> Decision:
     """Terminal is sticky: nothing is created, what still runs is removed, a changed spec is only acknowledged."""
     rest = cleanup.after_the_end(run.spec, status, children, now)
-    return Decision(status=_stamp(run, status, now), delete=rest.delete, requeue_after=rest.seconds_left)
+    status = _stamp(run, status, now)
+    return Decision(status=status, ahead=status, delete=rest.delete, requeue_after=rest.seconds_left)
 
 
 def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> RunStatus:
@@ -131,9 +136,7 @@ def _record(
     ended = child.finished if child is not None and child.finished is not None else now
     seed = f"{run.metadata.uid or run.metadata.namespace}/{run.metadata.name}/{stage.name}"
     result = child.result if child is not None else None
-    done = record(
-        stage, spec=run.spec, exit_class=exit_class, message=message, result=result, ended=ended, seed=seed
-    )
+    done = record(stage, spec=run.spec, exit_class=exit_class, message=message, result=result, ended=ended, seed=seed)
     return queue.start_clock(ledger.put(status, done), now) if stage.queued_since else ledger.put(status, done)
 
 
@@ -212,9 +215,7 @@ def _advance(
 def _leftovers(status: RunStatus, children: Sequence[Child]) -> list[str]:
     """Everything that may still run and is not the Job in flight."""
     kept = observed.in_flight(ledger.current(status), children)
-    return [
-        child.name for child in children if child.live and child is not kept and child.state != "Finishing"
-    ]
+    return [child.name for child in children if child.live and child is not kept and child.state != "Finishing"]
 
 
 def _stamp(

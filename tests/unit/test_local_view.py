@@ -8,10 +8,11 @@ from rich.console import Console
 
 from comd_api.stage import Progress
 from comd_api.status import Counts, GroupScore, PhaseTime, RunStatus, StageStatus
-from comd_operator.local.process import progress_text, read_progress
+from comd_operator.local.process import read_progress
 from comd_operator.local.report import plain, print_tables, tables
 from comd_operator.local.view import LiveView, PlainView, duration, picture, progress_line
 from comd_operator.policies.events import Event
+from comd_operator.policies.progress import progress_text
 from tests.unit.runs import make_run, student_score
 
 TUNING = Progress(

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
-from comd_api.exit_codes import ComdError, ExitCode
+from comd_api.exit_codes import ComdError, ExitCode, UserError
+from comd_operator.cli.operator import add_options, operator_command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,10 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="comd", description="Competitive multi-modal distillation.")
     top.add_argument("--version", action="version", version=f"comd {_version()}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,plan,validate}", parser_class=_Parser)
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="{run,plan,validate,operator}", parser_class=_Parser
+    )
 
     run = commands.add_parser("run", help="run a manifest on this machine; run it again to go on where it stopped")
-    run.add_argument("file", type=Path, help="YAML file with one DistillationRun")
+    _add_file(run)
     run.add_argument("--work-dir", type=Path, help="folder for status, logs and artifacts (default: runs/NAME)")
     run.add_argument(
         "--storage",
@@ -63,7 +66,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="only warnings and the tables at the end")
 
     plan = commands.add_parser("plan", help="show stages, phases, inputs and outputs without running anything")
-    plan.add_argument("file", type=Path, help="YAML file with one DistillationRun")
+    _add_file(plan)
+    plan.add_argument("--kubernetes", action="store_true", help="every object that the operator would create, as YAML")
+    plan.add_argument(
+        "--trainer-image", metavar="IMAGE", help="with --kubernetes: as of `operator`, for a manifest that names none"
+    )
     plan.add_argument(
         "--storage", metavar="URI", help="as of `run`; rows are counted where the files are on this machine"
     )
@@ -71,9 +78,25 @@ def parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check manifests as the API server would")
     validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
 
+    operator = commands.add_parser("operator", help="work in a Kubernetes cluster until stopped")
+    add_options(operator)
+
     crds = commands.add_parser("crds")
     crds.add_argument("--out", type=Path, default=Path("crds"))
     return top
+
+
+def _add_file(command: argparse.ArgumentParser) -> None:
+    """By position, or as kubectl has it."""
+    command.add_argument("file", type=Path, nargs="?", help="YAML file with one DistillationRun")
+    command.add_argument("-f", "--filename", type=Path, metavar="FILE", help="the same, as kubectl has it")
+
+
+def _file_of(arguments: argparse.Namespace) -> Path:
+    files = [file for file in (arguments.file, arguments.filename) if file is not None]
+    if len(files) != 1:
+        raise UserError(f"comd {arguments.command} takes one FILE" + (", not two" if files else "; none was given"))
+    return Path(files[0])
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
@@ -84,12 +107,18 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from comd_operator.cli.run import run_command
 
             return run_command(
-                arguments.file, work_dir=arguments.work_dir, storage=arguments.storage, quiet=arguments.quiet
+                _file_of(arguments), work_dir=arguments.work_dir, storage=arguments.storage, quiet=arguments.quiet
             )
         case "plan":
             from comd_operator.cli.plan import plan_command
 
-            return plan_command(arguments.file, storage=arguments.storage)
+            if arguments.kubernetes:
+                from comd_operator.cli.objects import objects_command
+
+                return objects_command(_file_of(arguments), trainer_image=arguments.trainer_image)
+            return plan_command(_file_of(arguments), storage=arguments.storage)
+        case "operator":
+            return operator_command(arguments)
         case "validate":
             from comd_operator.cli.validate import validate_command
 

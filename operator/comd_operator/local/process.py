@@ -21,6 +21,7 @@ from comd_operator.local.workdir import TrainerLock, WorkDir, replace_text
 from comd_operator.planner import JobPlan
 from comd_operator.policies.children import Child
 from comd_operator.policies.outcome import outcome
+from comd_operator.policies.progress import progress_text
 
 TRAINER_COMMAND = (sys.executable, "-m", "comd_trainer", "run")
 _PR_SET_PDEATHSIG = 1
@@ -136,13 +137,6 @@ def read_progress(path: Path) -> Progress | None:
         return Progress.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
         return None
-
-
-def progress_text(progress: Progress | None) -> str | None:
-    """`tune 43 %`."""
-    if progress is None or progress.phase is None:
-        return None
-    return f"{progress.phase} {100 * progress.done // progress.total} %" if progress.total else progress.phase
 
 
 def kill_group(leader: int) -> None:

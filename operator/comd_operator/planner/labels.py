@@ -1,0 +1,38 @@
+"""How children are told apart: by labels, of which one finds all of them on the server's side."""
+
+from comd_api import GROUP
+from comd_api.run import DistillationRun
+from comd_operator.planner.jobs import JobPlan
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+OPERATOR_NAME = "comd-operator"
+SELECTOR = f"{MANAGED_BY}={OPERATOR_NAME}"
+"""What the operator watches: nobody else's Jobs and Pods reach its memory."""
+
+RUN, RUN_UID, STAGE, ROUND, ATTEMPT, JOB_INDEX = (
+    f"{GROUP}/{name}" for name in ("run", "run-uid", "stage", "round", "attempt", "job-index")
+)
+
+
+def of_run(run: DistillationRun) -> dict[str, str]:
+    assert run.metadata.uid is not None, "only an object of the API server has children"
+    return {
+        RUN: run.metadata.name,
+        RUN_UID: run.metadata.uid,
+        "app.kubernetes.io/name": "comd-trainer",
+        "app.kubernetes.io/instance": run.metadata.name,
+        "app.kubernetes.io/component": "trainer",
+        "app.kubernetes.io/part-of": "comd",
+        MANAGED_BY: OPERATOR_NAME,
+    }
+
+
+def of_job(run: DistillationRun, job: JobPlan) -> dict[str, str]:
+    number = job.stage.removeprefix("round-")
+    return {
+        **of_run(run),
+        STAGE: job.stage,
+        ATTEMPT: str(job.attempt),
+        JOB_INDEX: str(job.job_index),
+        **({ROUND: number} if number != job.stage else {}),
+    }

@@ -1,0 +1,21 @@
+"""What a change of a run's status adds to the metrics."""
+
+from comd_api.status import RunStatus, StageStatus
+from comd_operator.runtime.metrics import Metrics
+
+
+def stage_kind(name: str) -> str:
+    """`round-3` → `round`: rounds are told apart in the status, not in labels."""
+    return "round" if name.startswith("round-") else name
+
+
+def measure(metrics: Metrics, before: RunStatus, after: RunStatus) -> None:
+    """Stage durations and queue waits when a stage ends, retries when an attempt does."""
+    for stage in after.stages:
+        old = before.stage_named(stage.name) or StageStatus(name=stage.name)
+        kind = stage_kind(stage.name)
+        if stage.phase in ("Succeeded", "Failed") and old.phase != stage.phase:
+            metrics.stage_duration.labels(stage=kind, result=stage.phase).observe(stage.active_seconds)
+            metrics.stage_queue_wait.labels(stage=kind).observe(stage.queued_seconds)
+        if stage.phase == "Retrying" and old.phase != "Retrying" and stage.exit_class is not None:
+            metrics.stage_retries.labels(stage=kind, exit_class=stage.exit_class).inc()

@@ -1,0 +1,215 @@
+"""From a Job and its Pods, as the API server shows them, to the brain's `Child`. Pure.
+
+Only the Job says that an attempt has failed: a pod of a Job that the queue takes back ends with code 143 like one that was
+killed, and only `spec.suspend`, set before the signal, tells the two apart. The reason is then looked for in the pods, and
+where they are gone in the Job's message, which names the rule that matched.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from comd_api.stage import StageResult
+from comd_api.status import ExitClass
+from comd_operator.policies.children import Child, ChildState
+from comd_operator.policies.outcome import outcome, parse_result
+from comd_operator.policies.queue import Wait
+from comd_operator.runtime.records import JobRecord, PodRecord
+
+LOST_SECONDS = 30.0
+"""A pod that was to be gone for so long, and whose container has not been seen to end, is on a node that does not answer."""
+UNSTARTABLE = frozenset(
+    {"CreateContainerConfigError", "ErrImageNeverPull", "ImageInspectError", "ImagePullBackOff", "InvalidImageName"}
+)
+"""Reasons for which a container waits until somebody mends something. `ErrImagePull` is not one: it may be a registry's hiccup,
+and turns into `ImagePullBackOff` when it repeats."""
+NEVER_RAN = frozenset({"StartError", "ContainerCannotRun", "CreateContainerError"})
+"""Reasons of an end before the container's first instruction: no such command in the image, say."""
+_RULE = re.compile(r"matching FailJob rule at index (\d)")
+_CLASS_OF_RULE: dict[str, ExitClass] = {"0": "TryAgain", "1": "UserError", "2": "BadData", "3": "TryAgain"}
+"""As `planner.manifests` puts the rules in order."""
+_ALL_NODES = re.compile(r"preemption: 0/(\d+) nodes are available: (?:\d+ [^,]*, )*(\d+) Preemption is not helpful")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    start_seconds: float = 300.0
+    """How long pods that can't be placed or made are left waiting (an autoscaler may add a node), before their Job is deleted,
+    gives its quota back, and is made again later."""
+
+
+def observe(
+    job: JobRecord,
+    pods: Sequence[PodRecord],
+    *,
+    wait: Wait | None,
+    progress: str | None,
+    patience: Patience,
+    now: datetime,
+) -> Child:
+    """wait: words of the queue or of the Job's events, where they were asked for. pods: those of the run; others' are passed
+    over."""
+    own = [pod for pod in pods if pod.job_uid == job.uid]
+    child = Child(
+        name=job.name,
+        stage=job.stage,
+        attempt=job.attempt,
+        job_index=job.job_index,
+        state="Running",
+        uid=job.uid,
+        created=job.created,
+        started=any(pod.started for pod in own),
+        deleting=job.deleting is not None,
+    )
+    if job.ended == "Complete":
+        return _completed(replace(child, finished=job.ended_at), own)
+    if job.ended == "Failed":
+        return _failed(replace(child, state="Failed", finished=job.ended_at), job, own)
+    if job.deleting is not None:
+        return child
+    if job.suspended:
+        wait = wait or Wait(reason="Suspended", message=_suspended_by(job))
+        return replace(child, state="Queued", wait=wait, preempted=_ran_before(job))
+    finished = _finishing(job, own)
+    if finished is not None:
+        return replace(child, state="Finishing", result=finished[0], finished=finished[1])
+    lost = next((pod for pod in own if _is_lost(pod, now)), None)
+    if lost is not None:
+        message = f"node {lost.node} does not answer any more"
+        return replace(child, state="Failed", exit_class="TryAgain", message=message, lingers=True, lost=True)
+    return _starting(child, job, own, wait=wait, patience=patience, now=now) or replace(child, progress=progress)
+
+
+def _completed(child: Child, pods: Sequence[PodRecord]) -> Child:
+    first = _of_index(pods, 0)
+    if first is None or first.exit_code is None:
+        words = (
+            "the stage was done, but its pod was removed before its result was read; trying again finds it in the store"
+        )
+        return replace(child, state="Failed", exit_class="TryAgain", message=words)
+    found = outcome(code=0, termination_message=first.exit_message, tail=_lines(first), stop_asked=False)
+    state: ChildState = "Succeeded" if found.exit_class == "Done" else "Failed"
+    return replace(child, state=state, exit_class=found.exit_class, message=found.message, result=found.result)
+
+
+def _finishing(job: JobRecord, pods: Sequence[PodRecord]) -> tuple[StageResult, datetime | None] | None:
+    """The result, once the container of every index has ended well."""
+    ended = [_of_index(pods, index) for index in range(job.nodes)]
+    if not all(pod is not None and pod.exit_code == 0 for pod in ended):
+        return None
+    first = ended[0]
+    result = parse_result(first.exit_message) if first is not None else None
+    if result is None or result.exit_class != "Done":
+        return None
+    times = [pod.finished for pod in ended if pod is not None and pod.finished is not None]
+    return result, max(times, default=None)
+
+
+def _failed(child: Child, job: JobRecord, pods: Sequence[PodRecord]) -> Child:
+    """With the account of the pod that is to blame: others only fell with it."""
+    accounts = [_account(pod) for pod in pods if pod.phase == "Failed" or (pod.exit_code or 0) != 0]
+    if not accounts:
+        rule = _RULE.search(job.ended_message)
+        exit_class = _CLASS_OF_RULE.get(rule.group(1), "Failed") if rule else "Failed"
+        return replace(child, exit_class=exit_class, message=f"{job.ended_reason}: {job.ended_message}")
+    _, exit_class, message, result = min(accounts, key=lambda account: account[0])
+    return replace(child, exit_class=exit_class, message=message, result=result)
+
+
+_BLAME: dict[ExitClass, int] = {"UserError": 0, "BadData": 1, "OutOfMemory": 2, "CannotStart": 4, "Failed": 5}
+
+
+def _account(pod: PodRecord) -> tuple[int, ExitClass, str, StageResult | None]:
+    """Blame (lowest first), class, message, and the result where it agrees with the class."""
+    result = parse_result(pod.exit_message)
+    if pod.exit_code is not None and result is not None and result.exit_class in ("UserError", "BadData"):
+        return _BLAME[result.exit_class], result.exit_class, result.message, result
+    if pod.exit_reason == "OOMKilled":
+        return _BLAME["OutOfMemory"], "OutOfMemory", _memory_words(pod), result
+    if pod.reason == "Evicted" and "exceed" in pod.message.lower():
+        return _BLAME["Failed"], "Failed", f"pod {pod.name} was evicted: {pod.message}", None
+    if pod.disrupted is not None or pod.deleting is not None or pod.reason:
+        why = pod.disrupted or pod.reason or "deleted"
+        words = f"pod {pod.name} was disrupted ({why}{': ' + pod.message if pod.message else ''})"
+        return 3, "TryAgain", words, result if result is not None and result.exit_class == "TryAgain" else None
+    if pod.exit_reason in NEVER_RAN:
+        return _BLAME["CannotStart"], "CannotStart", f"{pod.exit_reason}: {pod.exit_message}", None
+    if pod.exit_code is None:
+        return 3, "TryAgain", f"pod {pod.name} failed before its container had run", None
+    found = outcome(code=pod.exit_code, termination_message=pod.exit_message, tail=_lines(pod), stop_asked=False)
+    return _BLAME.get(found.exit_class, 6), found.exit_class, found.message, found.result
+
+
+def _memory_words(pod: PodRecord) -> str:
+    return (
+        f"the trainer in pod {pod.name} was killed because it used more memory than its limit; raise "
+        "trainer.resourcesPerNode.limits.memory, or lower training.microBatchSize or the batch sizes of generation"
+    )
+
+
+def _starting(
+    child: Child,
+    job: JobRecord,
+    pods: Sequence[PodRecord],
+    *,
+    wait: Wait | None,
+    patience: Patience,
+    now: datetime,
+) -> Child | None:
+    """What keeps pods from running, if anything does."""
+    broken = next((pod for pod in pods if pod.waiting_reason in UNSTARTABLE and pod.deleting is None), None)
+    if broken is not None:
+        return _given_up(child, f"{broken.waiting_reason}: {broken.waiting_message}")
+    homeless = next((pod for pod in pods if pod.unschedulable is not None), None)
+    if homeless is not None:
+        assert homeless.unschedulable is not None, "it was chosen for it"
+        words = Wait(
+            reason="Unschedulable", message=homeless.unschedulable, stuck=no_node_could(homeless.unschedulable)
+        )
+        since = homeless.unschedulable_since or job.created
+    elif wait is not None and not pods:
+        words, since = wait, job.created
+    else:
+        return None
+    if words.stuck and (now - since) / timedelta(seconds=1) >= patience.start_seconds:
+        return _given_up(child, f"{words.reason}: {words.message}")
+    return replace(child, state="Queued", wait=words)
+
+
+def _given_up(child: Child, message: str) -> Child:
+    return replace(child, state="Failed", exit_class="CannotStart", message=message, lingers=True)
+
+
+def no_node_could(message: str) -> bool:
+    """Whether the scheduler says of every node that making room on it would not help: none is of the right kind or size."""
+    found = _ALL_NODES.search(message)
+    return "0/0 nodes" in message or (found is not None and found.group(1) == found.group(2))
+
+
+def _is_lost(pod: PodRecord, now: datetime) -> bool:
+    """`deletionTimestamp` is when it should be gone, grace included."""
+    gone_by = pod.deleting
+    return gone_by is not None and pod.exit_code is None and (now - gone_by) / timedelta(seconds=1) > LOST_SECONDS
+
+
+def _ran_before(job: JobRecord) -> bool:
+    """Kueue suspends a Job when it is made; a later suspension takes a running one back."""
+    if job.resumed:
+        return True
+    return job.suspended_since is not None and job.suspended_since - job.created > timedelta(seconds=2)
+
+
+def _suspended_by(job: JobRecord) -> str:
+    return f"waits in the queue {job.queue}" if job.queue else f"Job {job.name} was suspended by somebody else"
+
+
+def _of_index(pods: Sequence[PodRecord], index: int) -> PodRecord | None:
+    """Of several pods of an index (one before a preemption, one after) the one that ended well, else any that is not going."""
+    found = [pod for pod in pods if pod.index == index]
+    return min(found, key=lambda pod: (pod.exit_code != 0, pod.deleting is not None), default=None)
+
+
+def _lines(pod: PodRecord) -> list[str]:
+    """The log's end, which the kubelet gives where the trainer left no message."""
+    return [line for line in pod.exit_message.splitlines() if line.strip()][-12:]

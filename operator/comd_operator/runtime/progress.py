@@ -1,0 +1,87 @@
+"""How far running stages are, asked of their trainers: each at most every half minute, for a status that is written more often
+is a load on the API server that tells nobody more."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+from pydantic import ValidationError
+
+from comd_api.stage import Progress as Said
+from comd_operator.planner.defaults import TRAINER_PORT
+from comd_operator.policies.progress import progress_text
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 3.0
+AT_ONCE = 16
+
+
+@dataclass
+class _Followed:
+    ip: str
+    run_uid: str
+    due: float
+    text: str | None = None
+
+
+class Progress:
+    """Asks the first pod of each followed Job. One that can't be reached has no progress, and nothing else happens."""
+
+    def __init__(
+        self,
+        *,
+        every_seconds: float,
+        on_change: Callable[[str], None],
+        clock: Callable[[], float],
+        port: int = TRAINER_PORT,
+    ) -> None:
+        self._every, self._on_change, self._clock, self._port = every_seconds, on_change, clock, port
+        self._followed: dict[str, _Followed] = {}
+        self._wake = asyncio.Event()
+
+    def of(self, job_uid: str) -> str | None:
+        followed = self._followed.get(job_uid)
+        return followed.text if followed is not None else None
+
+    def follow(self, job_uid: str, *, ip: str, run_uid: str) -> None:
+        followed = self._followed.get(job_uid)
+        if followed is not None and followed.ip == ip:
+            return
+        self._followed[job_uid] = _Followed(ip=ip, run_uid=run_uid, due=self._clock() + self._every)
+        self._wake.set()
+
+    def forget(self, job_uid: str) -> None:
+        self._followed.pop(job_uid, None)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        limit = asyncio.Semaphore(AT_ONCE)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)) as session:
+            while True:
+                now = self._clock()
+                due = [entry for entry in self._followed.values() if entry.due <= now]
+                for entry in due:
+                    entry.due = now + self._every
+                await asyncio.gather(*(self._ask(session, entry, limit) for entry in due))
+                self._wake.clear()
+                next_due = min((entry.due for entry in self._followed.values()), default=now + self._every)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), timeout=max(0.05, next_due - self._clock()))
+
+    async def _ask(self, session: aiohttp.ClientSession, entry: _Followed, limit: asyncio.Semaphore) -> None:
+        host = f"[{entry.ip}]" if ":" in entry.ip else entry.ip
+        async with limit:
+            try:
+                async with session.get(f"http://{host}:{self._port}/progress") as answer:
+                    said = Said.model_validate(await answer.json())
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, ValidationError) as error:
+                log.debug("no progress from %s: %s", entry.ip, error)
+                return
+        text = progress_text(said)
+        if text != entry.text:
+            entry.text = text
+            self._on_change(entry.run_uid)

@@ -1,0 +1,210 @@
+"""observe → decide → act, for one run at a time."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from comd_api.run import DistillationRun
+from comd_api.status import RunStatus
+from comd_operator.decide import Decision, decide
+from comd_operator.planner import ClusterDefaults, JobPlan, job_manifest, num_nodes, problem, stage_config
+from comd_operator.policies import ledger
+from comd_operator.policies.children import Child
+from comd_operator.policies.hold import Obstacle
+from comd_operator.runtime.api import ApiError
+from comd_operator.runtime.logcontext import about
+from comd_operator.runtime.measures import measure
+from comd_operator.runtime.metrics import Metrics
+from comd_operator.runtime.observe import Patience, observe
+from comd_operator.runtime.progress import Progress
+from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord
+from comd_operator.runtime.store import Store
+from comd_operator.runtime.words import Words
+from comd_operator.runtime.writes import GoneError, ObstacleError, Writer
+
+log = logging.getLogger(__name__)
+
+MANAGED_BY_US = "comd.dev/operator"
+PODLESS_SECONDS = 2.0
+"""A Job without pods for so long is asked why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    runs: Store[RunRecord]
+    jobs: Store[JobRecord]
+    pods: Store[PodRecord]
+
+
+class NotLeadingError(Exception):
+    """The Lease is not ours any more: nothing may be written."""
+
+
+@dataclass
+class _Blocked:
+    obstacle: Obstacle
+    generation: int
+    until: float
+
+
+@dataclass(kw_only=True)
+class Reconciler:
+    stores: Stores
+    writer: Writer
+    words: Words
+    progress: Progress
+    metrics: Metrics
+    defaults: ClusterDefaults
+    patience: Patience
+    may_write: Callable[[], bool]
+    """Whether the Lease is held: asked before each write."""
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _blocked: dict[str, _Blocked] = field(default_factory=dict)
+
+    async def reconcile(self, uid: str) -> float | None:
+        """Brings one run a step further. Returns the seconds after which it is to be looked at again, if ever.
+
+        Raises:
+            ApiError: the API server did not do what it was asked; to be tried again.
+        """
+        record = next(iter(self.stores.runs.of(uid)), None)
+        if record is None or record.deleting is not None:
+            self._forget(uid)
+            return None
+        run = parse(record)
+        if run is None or run.spec.managed_by not in (None, MANAGED_BY_US):
+            self._forget(uid)
+            return None
+        stage = ledger.current(run.status or RunStatus())
+        with about(run=run.metadata.name, namespace=run.metadata.namespace, stage=stage):
+            try:
+                return await self._step(run, record)
+            except GoneError:
+                self._forget(uid)
+                return None
+
+    async def _step(self, run: DistillationRun, record: RunRecord) -> float | None:
+        children, ask_again = await self._children(run)
+        obstacle = self._obstacle(run)
+        decision = decide(run, children, self.now(), obstacle=obstacle)
+        try:
+            for job in decision.create:
+                await self._create(run, job, decision)
+        except ObstacleError as error:
+            self._block(run, error.obstacle)
+            decision = decide(run, children, self.now(), obstacle=error.obstacle)
+        await self._write_status(run, record, decision)
+        for child in children:
+            if child.name in decision.delete and not child.deleting:
+                self._check_leading()
+                log.info("deleting Job %s", child.name)
+                await self.writer.delete_job(child, namespace=run.metadata.namespace)
+        if decision.event is not None:
+            log.info("%s: %s", decision.event.reason, decision.event.message)
+            self.metrics.events.labels(reason=decision.event.reason).inc()
+            await self.writer.tell(run, decision.event, now=self.now())
+        return min((seconds for seconds in (decision.requeue_after, ask_again) if seconds is not None), default=None)
+
+    async def _children(self, run: DistillationRun) -> tuple[list[Child], float | None]:
+        """The run's Jobs as they are, and when the words of one that waits are worth asking for again."""
+        assert run.metadata.uid is not None, "the API server gives every object one"
+        pods, now = self.stores.pods.of(run.metadata.uid), self.now()
+        stage = ledger.current(run.status or RunStatus())
+        children: list[Child] = []
+        ask_again: float | None = None
+        for job in self.stores.jobs.of(run.metadata.uid):
+            own = [pod for pod in pods if pod.job_uid == job.uid]
+            wait = None
+            podless = not own and (now - job.created).total_seconds()
+            if job.ended is None and job.deleting is None and (job.suspended or not own):
+                if job.suspended or podless >= PODLESS_SECONDS:
+                    wait, ask_again = await self.words.of(job, clock=self.clock(), now=now)
+                else:
+                    ask_again = PODLESS_SECONDS
+            else:
+                self.words.forget(job.uid)
+            text = self.progress.of(job.uid)
+            child = observe(job, own, wait=wait, progress=text, patience=self.patience, now=now)
+            if child.wait is not None and child.wait.stuck and not job.suspended:
+                ask_again = min(ask_again or self.patience.start_seconds, self.patience.start_seconds)
+            running = stage is not None and stage.job_name == job.name and child.state == "Running"
+            first = next((pod for pod in own if pod.index == 0 and pod.started and pod.exit_code is None), None)
+            if running and first is not None and first.ip is not None:
+                self.progress.follow(job.uid, ip=first.ip, run_uid=run.metadata.uid)
+            else:
+                self.progress.forget(job.uid)
+            children.append(child)
+        return children, ask_again
+
+    def _obstacle(self, run: DistillationRun) -> Obstacle | None:
+        words = problem(run, self.defaults)
+        if words is not None:
+            return Obstacle(reason="InvalidSpec", message=words)
+        blocked = self._blocked.get(str(run.metadata.uid))
+        if blocked is None:
+            return None
+        if blocked.generation != run.metadata.generation or self.clock() >= blocked.until:
+            del self._blocked[str(run.metadata.uid)]
+            return None
+        return Obstacle(
+            reason=blocked.obstacle.reason,
+            message=blocked.obstacle.message,
+            seconds=max(0.0, blocked.until - self.clock()),
+        )
+
+    def _block(self, run: DistillationRun, obstacle: Obstacle) -> None:
+        until = self.clock() + (obstacle.seconds if obstacle.seconds is not None else float("inf"))
+        self._blocked[str(run.metadata.uid)] = _Blocked(obstacle, run.metadata.generation, until)
+
+    async def _create(self, run: DistillationRun, job: JobPlan, decision: Decision) -> None:
+        """The config is made from the status as it will be: it names what the stages before have made."""
+        config = stage_config(run.replace(status=decision.ahead), job)
+        if num_nodes(run, job) > 1:
+            self._check_leading()
+            await self.writer.ensure_service(run)
+        self._check_leading()
+        manifest = job_manifest(run, job, config, self.defaults)
+        self.stores.jobs.put(await self.writer.create_job(run, manifest))
+
+    async def _write_status(self, run: DistillationRun, record: RunRecord, decision: Decision) -> None:
+        if decision.status == run.status:
+            return
+        self._check_leading()
+        written = await self.writer.write_status(run, decision.status, resource_version=record.resource_version)
+        self.stores.runs.put(written)
+        measure(self.metrics, run.status or RunStatus(), decision.status)
+
+    def _check_leading(self) -> None:
+        if not self.may_write():
+            raise NotLeadingError
+
+    def _forget(self, uid: str) -> None:
+        self._blocked.pop(uid, None)
+        for job in self.stores.jobs.of(uid):
+            self.words.forget(job.uid)
+            self.progress.forget(job.uid)
+
+
+def parse(record: RunRecord) -> DistillationRun | None:
+    """The run, or None for one that this version can't read, which it then leaves alone."""
+    try:
+        return DistillationRun.model_validate_json(record.body, by_alias=True, by_name=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        log.error(
+            "run %s/%s can't be read and is left alone: %s: %s (was it written by another version?)",
+            record.namespace,
+            record.name,
+            place,
+            first["msg"],
+        )
+        return None
+
+
+__all__ = ["ApiError", "NotLeadingError", "Reconciler", "Stores", "parse"]

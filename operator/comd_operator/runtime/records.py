@@ -1,0 +1,183 @@
+"""What the operator remembers of each object: small, because it remembers thousands. Pure."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from comd_operator.planner import labels
+from comd_operator.planner.manifests import CONTAINER
+from comd_operator.policies.clock import from_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What every record has, for the store."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    owner: str | None
+    """Uid of the run that controls it; of a run, its own."""
+    deleting: datetime | None
+    """When it was asked to go."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord(Identity):
+    body: bytes
+    """The object as JSON, without what only the API server needs. Parsed when it is worked on: as Python objects, thousands of
+    runs would not fit."""
+    phase: str | None
+    """`status.phase`, for counting."""
+    queue: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRecord(Identity):
+    stage: str
+    attempt: int
+    job_index: int
+    nodes: int
+    created: datetime
+    suspended: bool
+    """`spec.suspend`: by Kueue when it has a queue, else by somebody."""
+    suspended_since: datetime | None
+    """Of the condition `Suspended`, when it is true."""
+    resumed: bool
+    """Whether the condition `Suspended` says that it was admitted once."""
+    queue: str | None
+    ended: str | None
+    """`Complete` or `Failed`."""
+    ended_at: datetime | None
+    ended_reason: str
+    ended_message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PodRecord(Identity):
+    job_uid: str | None
+    index: int
+    phase: str
+    reason: str
+    message: str
+    """The pod's own, such as `Evicted` and why."""
+    ip: str | None
+    node: str | None
+    grace_seconds: float
+    unschedulable: str | None
+    """The scheduler's words, while it finds no node."""
+    unschedulable_since: datetime | None
+    disrupted: str | None
+    """Reason of the condition `DisruptionTarget`: evicted, preempted, its node lost."""
+    started: bool
+    """The container has run."""
+    waiting_reason: str
+    waiting_message: str
+    exit_code: int | None
+    exit_reason: str
+    exit_message: str
+    finished: datetime | None
+
+
+def read_run(obj: dict[str, Any]) -> RunRecord:
+    metadata = obj["metadata"]
+    kept = {
+        key: metadata[key] for key in ("name", "namespace", "uid", "generation", "resourceVersion") if key in metadata
+    }
+    body = {**{key: value for key, value in obj.items() if key != "metadata"}, "metadata": kept}
+    return RunRecord(
+        **_identity(obj, owner=metadata["uid"]),
+        body=json.dumps(body, separators=(",", ":")).encode(),
+        phase=obj.get("status", {}).get("phase"),
+        queue=(obj.get("spec", {}).get("queue") or {}).get("name"),
+    )
+
+
+def read_job(obj: dict[str, Any]) -> JobRecord:
+    own, spec, status = _labels(obj), obj["spec"], obj.get("status", {})
+    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    ended = next((kind for kind in ("Failed", "Complete") if conditions.get(kind, {}).get("status") == "True"), None)
+    end = conditions.get(ended, {}) if ended else {}
+    suspension = conditions.get("Suspended", {})
+    return JobRecord(
+        **_identity(obj, owner=_controller(obj)),
+        stage=own.get(labels.STAGE, ""),
+        attempt=_int(own.get(labels.ATTEMPT)),
+        job_index=_int(own.get(labels.JOB_INDEX)),
+        nodes=spec.get("completions") or 1,
+        created=from_text(obj["metadata"]["creationTimestamp"]),
+        suspended=bool(spec.get("suspend")),
+        suspended_since=_time(suspension.get("lastTransitionTime")) if suspension.get("status") == "True" else None,
+        resumed=suspension.get("status") == "False",
+        queue=own.get("kueue.x-k8s.io/queue-name"),
+        ended=ended,
+        ended_at=_time(end.get("lastTransitionTime")),
+        ended_reason=end.get("reason", ""),
+        ended_message=end.get("message", ""),
+    )
+
+
+def read_pod(obj: dict[str, Any]) -> PodRecord:
+    status, own = obj.get("status", {}), _labels(obj)
+    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    placed = conditions.get("PodScheduled", {})
+    unschedulable = placed.get("status") == "False" and placed.get("reason") == "Unschedulable"
+    disruption = conditions.get("DisruptionTarget", {})
+    container: dict[str, Any] = next(
+        (entry for entry in status.get("containerStatuses", []) if entry["name"] == CONTAINER), {}
+    )
+    state = container.get("state", {})
+    waiting, ended = state.get("waiting", {}), state.get("terminated", {})
+    return PodRecord(
+        **_identity(obj, owner=own.get(labels.RUN_UID)),
+        job_uid=_controller(obj),
+        index=_int(own.get("batch.kubernetes.io/job-completion-index")),
+        phase=status.get("phase", "Pending"),
+        reason=status.get("reason", ""),
+        message=status.get("message", ""),
+        ip=status.get("podIP"),
+        node=obj["spec"].get("nodeName"),
+        grace_seconds=float(obj["metadata"].get("deletionGracePeriodSeconds") or 0),
+        unschedulable=placed.get("message", "") if unschedulable else None,
+        unschedulable_since=_time(placed.get("lastTransitionTime")) if unschedulable else None,
+        disrupted=disruption.get("reason", "") if disruption.get("status") == "True" else None,
+        started="running" in state or bool(ended),
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        exit_code=ended.get("exitCode"),
+        exit_reason=ended.get("reason", ""),
+        exit_message=ended.get("message", ""),
+        finished=_time(ended.get("finishedAt")),
+    )
+
+
+def _identity(obj: dict[str, Any], *, owner: str | None) -> dict[str, Any]:
+    metadata = obj["metadata"]
+    return {
+        "namespace": metadata["namespace"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "resource_version": metadata["resourceVersion"],
+        "owner": owner,
+        "deleting": _time(metadata.get("deletionTimestamp")),
+    }
+
+
+def _labels(obj: dict[str, Any]) -> dict[str, str]:
+    return obj["metadata"].get("labels") or {}
+
+
+def _controller(obj: dict[str, Any]) -> str | None:
+    """Uid of what controls it. Who only carries our labels is not ours."""
+    references = obj["metadata"].get("ownerReferences") or []
+    return next((reference["uid"] for reference in references if reference.get("controller")), None)
+
+
+def _time(text: str | None) -> datetime | None:
+    return from_text(text) if text else None
+
+
+def _int(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0

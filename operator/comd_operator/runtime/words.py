@@ -1,0 +1,118 @@
+"""Why a Job has no pods, in the words of Kueue's Workload or of the Job's events. Asked for only while a Job waits, and ever more
+seldom: what ends the wait is seen on the Job itself, at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from comd_operator.policies.queue import Wait
+from comd_operator.runtime.api import Api, ApiError, namespaced
+from comd_operator.runtime.records import JobRecord
+
+KUEUE = "kueue.x-k8s.io"
+NO_WORKLOAD_SECONDS = 5.0
+"""Kueue makes a Job's Workload within a fraction of a second; for a Job that it can't queue it makes none, and says so only in
+its log."""
+FIRST_LOOK_SECONDS, LONGEST_SECONDS = 1.0, 30.0
+
+
+def of_workload(workload: Mapping[str, Any] | None, *, job: JobRecord, now: datetime) -> Wait | None:
+    """None while it is too early to tell."""
+    if workload is None:
+        if (now - (job.suspended_since or job.created)) / timedelta(seconds=1) < NO_WORKLOAD_SECONDS:
+            return None
+        words = "Kueue made no Workload for it; check that Kueue runs and that the priority class exists"
+        return Wait(reason="NoWorkload", message=words, stuck=True)
+    conditions = {entry["type"]: entry for entry in workload.get("status", {}).get("conditions", [])}
+    if not workload.get("spec", {}).get("active", True):
+        reason = conditions.get("Evicted", {}).get("reason", "Deactivated")
+        words = conditions.get("Evicted", {}).get("message", "the Workload is deactivated")
+        return Wait(reason=reason, message=words, stuck=True)
+    for kind, held in (("Evicted", "True"), ("QuotaReserved", "False")):
+        condition = conditions.get(kind, {})
+        if condition.get("status") == held:
+            return _of_condition(condition)
+    return None
+
+
+def _of_condition(condition: Mapping[str, Any]) -> Wait:
+    message = str(condition.get("message", ""))
+    never = "doesn't exist" in message or "maximum capacity" in message
+    return Wait(reason=condition.get("reason") or "Pending", message=message, stuck=never)
+
+
+def of_events(events: Sequence[Mapping[str, Any]], *, suspended: bool) -> Wait | None:
+    """The newest event that says why: of Kueue for a suspended Job, of the Job controller for one whose pods can't be made."""
+    wanted = ("Stopped", "CreatedWorkload") if suspended else ("FailedCreate",)
+    told = [event for event in events if event.get("reason") in wanted]
+    if not told:
+        return None
+    newest = max(told, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    return Wait(reason=newest["reason"], message=newest.get("message", ""), stuck=not suspended)
+
+
+@dataclass
+class _Heard:
+    wait: Wait | None
+    looked: float
+    pause: float
+
+
+class Words:
+    """Asks, and remembers what was said."""
+
+    def __init__(self, *, api: Api) -> None:
+        self._api = api
+        self._heard: dict[str, _Heard] = {}
+        self._workloads_version: str | None = None
+        self._workloads_readable = True
+
+    def forget(self, job_uid: str) -> None:
+        self._heard.pop(job_uid, None)
+
+    async def of(self, job: JobRecord, *, clock: float, now: datetime) -> tuple[Wait | None, float]:
+        """The words, and seconds until it is worth asking again. clock: monotonic seconds."""
+        heard = self._heard.get(job.uid)
+        if heard is not None and clock - heard.looked < heard.pause:
+            return heard.wait, heard.pause - (clock - heard.looked)
+        wait = await self._ask(job, now=now)
+        same = heard is not None and heard.wait == wait and wait is not None
+        pause = min(LONGEST_SECONDS, heard.pause * 2) if heard is not None and same else FIRST_LOOK_SECONDS
+        if wait is not None and heard is not None and heard.wait is not None and not same:
+            pause = LONGEST_SECONDS  # Words that change all the time are not written down all the time.
+        self._heard[job.uid] = _Heard(wait, clock, pause)
+        return wait, pause
+
+    async def _ask(self, job: JobRecord, *, now: datetime) -> Wait | None:
+        if job.suspended and job.queue is not None and self._workloads_readable:
+            try:
+                return of_workload(await self._workload(job), job=job, now=now)
+            except ApiError as error:
+                if error.status == 404:
+                    return Wait(
+                        reason="NoKueue", message="spec.queue is set, but this cluster has no Kueue", stuck=True
+                    )
+                if error.status != 403:
+                    raise
+                self._workloads_readable = False
+        try:
+            listed = await self._api.get(
+                namespaced("v1", "events", job.namespace),
+                params={"fieldSelector": f"involvedObject.uid={job.uid}", "limit": "50"},
+            )
+        except ApiError as error:
+            if error.status == 403:
+                return None
+            raise
+        return of_events(listed["items"], suspended=job.suspended)
+
+    async def _workload(self, job: JobRecord) -> Mapping[str, Any] | None:
+        if self._workloads_version is None:
+            group = await self._api.get(f"/apis/{KUEUE}")
+            self._workloads_version = group["preferredVersion"]["groupVersion"]
+        listed = await self._api.get(
+            namespaced(self._workloads_version, "workloads", job.namespace),
+            params={"labelSelector": f"{KUEUE}/job-uid={job.uid}"},
+        )
+        return next(iter(listed["items"]), None)

@@ -1,0 +1,164 @@
+"""Everything that the operator writes: Jobs and a Service of a run, its status, Events. Nothing else is ever written, and
+nothing of the user's object but `status`."""
+
+import hashlib
+import logging
+from datetime import datetime
+from typing import Any
+
+from comd_api import API_VERSION
+from comd_api.run import DistillationRun
+from comd_api.status import RunStatus
+from comd_operator.planner import labels
+from comd_operator.planner.manifests import service
+from comd_operator.policies.children import Child
+from comd_operator.policies.clock import to_text
+from comd_operator.policies.events import Event
+from comd_operator.policies.hold import Obstacle
+from comd_operator.runtime.api import Api, ApiError, namespaced
+
+log = logging.getLogger(__name__)
+
+COLLISION_SECONDS, REFUSAL_SECONDS = 10.0, 30.0
+"""Until it is tried again: an earlier run's Job may be on its way out, a quota may be raised."""
+_MAX_EVENT = 1024
+
+
+class ObstacleError(Exception):
+    """A child can't be made, and the user has to know."""
+
+    def __init__(self, obstacle: Obstacle) -> None:
+        super().__init__(obstacle.message)
+        self.obstacle = obstacle
+
+
+class GoneError(Exception):
+    """The run, or its namespace, is not there any more."""
+
+
+class Writer:
+    def __init__(self, *, api: Api, component: str = labels.OPERATOR_NAME) -> None:
+        self._api = api
+        self._component = component
+
+    async def create_job(self, run: DistillationRun, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The Job as the server has it: made, or found when it is ours already.
+
+        Raises:
+            ObstacleError: it can't be made, or its name is another's.
+            GoneError: the namespace is going.
+            ApiError: the API server is not well; to be tried again.
+        """
+        return await self._create(run, manifest, namespaced("batch/v1", "jobs", run.metadata.namespace), what="Job")
+
+    async def ensure_service(self, run: DistillationRun) -> None:
+        """The Service that gives the pods of a run their names. Errors as `create_job`."""
+        manifest = service(run)
+        path = namespaced("v1", "services", run.metadata.namespace)
+        try:
+            found = await self._api.get(f"{path}/{manifest['metadata']['name']}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            await self._create(run, manifest, path, what="Service")
+            return
+        _must_be_ours(run, found, what="Service")
+
+    async def _create(self, run: DistillationRun, manifest: dict[str, Any], path: str, *, what: str) -> dict[str, Any]:
+        name = manifest["metadata"]["name"]
+        try:
+            return await self._api.create(path, manifest)
+        except ApiError as error:
+            if error.status == 409 and error.reason == "AlreadyExists":
+                found = await self._api.get(f"{path}/{name}")
+                _must_be_ours(run, found, what=what)
+                return found
+            if error.status == 404 or (error.status == 403 and "being terminated" in error.message):
+                raise GoneError from error
+            if error.status in (400, 403, 422):
+                reason = {403: "Forbidden"}.get(error.status, "Invalid")
+                message = f"{what} {name} was refused: {error.message}"[:_MAX_EVENT]
+                raise ObstacleError(Obstacle(reason=reason, message=message, seconds=REFUSAL_SECONDS)) from error
+            raise
+
+    async def delete_job(self, child: Child, *, namespace: str) -> None:
+        """Waits for its pods to go, so that its successor is not begun beside them; but not for those of a lost node."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background" if child.lost else "Foreground",
+            "preconditions": {"uid": child.uid},
+        }
+        try:
+            await self._api.delete(namespaced("batch/v1", "jobs", namespace, child.name), body=options)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or another one by now
+                raise
+
+    async def write_status(self, run: DistillationRun, status: RunStatus, *, resource_version: str) -> dict[str, Any]:
+        """The whole status in one write, refused by the server when the run has changed since it was read."""
+        path = namespaced(
+            API_VERSION, "distillationruns", run.metadata.namespace, run.metadata.name, subresource="status"
+        )
+        patch = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
+            {"op": "add", "path": "/status", "value": status.to_wire()},
+        ]
+        try:
+            return await self._api.patch(path, patch, content_type="application/json-patch+json")
+        except ApiError as error:
+            if error.status == 404:
+                raise GoneError from error
+            raise
+
+    async def tell(self, run: DistillationRun, event: Event, *, now: datetime) -> None:
+        """An Event, or one more of the same. One that is lost is no reason to fail."""
+        mark = hashlib.sha256("/".join((str(run.metadata.uid), event.reason, event.message)).encode()).hexdigest()[:16]
+        name, moment = f"{run.metadata.name}.{mark}", to_text(now)
+        path = namespaced("v1", "events", run.metadata.namespace)
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": run.metadata.namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": "DistillationRun",
+                "name": run.metadata.name,
+                "namespace": run.metadata.namespace,
+                "uid": run.metadata.uid,
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:_MAX_EVENT],
+            "source": {"component": self._component},
+            "reportingComponent": self._component,
+            "reportingInstance": self._component,
+            "firstTimestamp": moment,
+            "lastTimestamp": moment,
+            "count": 1,
+        }
+        try:
+            try:
+                await self._api.create(path, body)
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+                old = await self._api.get(f"{path}/{name}")
+                again = {"count": int(old.get("count") or 1) + 1, "lastTimestamp": moment}
+                await self._api.patch(f"{path}/{name}", again, content_type="application/merge-patch+json")
+        except ApiError as error:
+            log.warning("event %s could not be written: %s", event.reason, error)
+
+
+def _must_be_ours(run: DistillationRun, found: dict[str, Any], *, what: str) -> None:
+    """Adopts by owner alone: a label can be anybody's."""
+    references = found["metadata"].get("ownerReferences") or []
+    owner = next((reference for reference in references if reference.get("controller")), None)
+    if owner is not None and owner["uid"] == run.metadata.uid:
+        return
+    name = found["metadata"]["name"]
+    if owner is not None and owner.get("kind") == "DistillationRun" and owner.get("name") == run.metadata.name:
+        words = f"{what} {name} belongs to an earlier run of this name and is on its way out"
+    else:
+        words = f"{what} {name} exists and is not this run's; delete it, or give the run another name"
+    raise ObstacleError(Obstacle(reason="NameCollision", message=words, seconds=COLLISION_SECONDS))

@@ -1,0 +1,209 @@
+"""The operator put together: three watches fill the stores, whoever holds the Lease works on what changed."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from comd_api import API_VERSION
+from comd_operator.planner import ClusterDefaults, labels
+from comd_operator.runtime.api import Api, ApiError
+from comd_operator.runtime.lease import Lease
+from comd_operator.runtime.limiter import TokenBucket
+from comd_operator.runtime.metrics import Metrics
+from comd_operator.runtime.observe import Patience
+from comd_operator.runtime.progress import Progress
+from comd_operator.runtime.queue import WorkQueue
+from comd_operator.runtime.reconciler import NotLeadingError, Reconciler, Stores
+from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
+from comd_operator.runtime.reflector import Reflector
+from comd_operator.runtime.store import Store
+from comd_operator.runtime.words import Words
+from comd_operator.runtime.writes import Writer
+from comd_operator.shell.options import Options, own_identity, own_namespace
+from comd_operator.shell.probes import Probes
+
+log = logging.getLogger(__name__)
+
+RESOURCES = (
+    ("distillationruns", API_VERSION, {}),
+    ("jobs", "batch/v1", {"labelSelector": labels.SELECTOR}),
+    ("pods", "v1", {"labelSelector": labels.SELECTOR}),
+)
+
+
+def _owner(record: Identity) -> str | None:
+    return record.owner
+
+
+class Operator:
+    """`start()` and `stop()` once each; `failed` says why it stopped by itself."""
+
+    def __init__(self, options: Options, *, metrics: Metrics | None = None) -> None:
+        self.options = options
+        self.metrics = metrics or Metrics()
+        self.failed: BaseException | None = None
+        self.reflectors: list[Reflector[Any]] = []
+        self.stores = Stores(
+            runs=Store(read=read_run, owner=_owner),
+            jobs=Store(read=read_job, owner=_owner),
+            pods=Store(read=read_pod, owner=_owner),
+        )
+        self.leading = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connects, begins to watch, serves probes, and competes for the Lease. Returns at once."""
+        options = self.options
+        self.api = await Api.connect(
+            limiter=TokenBucket(rate=options.qps, burst=options.burst, clock=time.monotonic, sleep=asyncio.sleep),
+            metrics=self.metrics,
+            context=options.context or None,
+            user_agent="comd-operator",
+        )
+        self.queue: WorkQueue = WorkQueue(metrics=self.metrics)
+        self.progress = Progress(every_seconds=options.progress_seconds, on_change=self.queue.add, clock=time.monotonic)
+        self._watch()
+        self.metrics.count_runs(lambda: (record.phase or "Pending" for record in self.stores.runs))
+        self.probes = Probes(
+            metrics=self.metrics,
+            ready=self.is_synced,
+            reflectors=self.reflectors,
+            address=options.address,
+            port=options.port,
+        )
+        await self.probes.start()
+        for reflector in self.reflectors:
+            self._spawn(reflector.run(), name=f"watch {reflector.resource}")
+        self._spawn(self._compete(), name="lease")
+
+    async def stop(self) -> None:
+        """Lets what is under way end, gives the Lease back, closes everything."""
+        self._stopped.set()
+        for task in reversed(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "probes"):
+            await self.probes.stop()
+        if hasattr(self, "api"):
+            await self.api.close()
+
+    def is_synced(self) -> bool:
+        return bool(self.reflectors) and all(reflector.synced.is_set() for reflector in self.reflectors)
+
+    def _watch(self) -> None:
+        namespaces: list[str | None] = [*self.options.namespace_list] or [None]
+        stores: tuple[Store[Any], ...] = (self.stores.runs, self.stores.jobs, self.stores.pods)
+        for (resource, api_version, params), store in zip(RESOURCES, stores, strict=True):
+            for namespace in namespaces:
+                self.reflectors.append(
+                    Reflector(
+                        api=self.api,
+                        resource=resource,
+                        api_version=api_version,
+                        namespace=namespace,
+                        params=params,
+                        store=store,
+                        on_change=self._changed,
+                        metrics=self.metrics,
+                        resync=self.options.resync_seconds,
+                    )
+                )
+
+    def _changed(self, owners: set[str]) -> None:
+        if self.leading:
+            for owner in owners:
+                self.queue.add(owner)
+
+    async def _compete(self) -> None:
+        options = self.options
+        if not options.leader_election:
+            self._reconciler = self._make_reconciler(may_write=lambda: True)
+            await self._lead()
+            return
+        lease = Lease(
+            api=self.api,
+            namespace=options.lease_namespace or own_namespace() or "default",
+            name=options.lease_name,
+            identity=options.identity or own_identity(),
+            duration=options.lease_seconds,
+            renew_deadline=options.lease_seconds * 2 / 3,
+            retry_period=options.lease_seconds * 2 / 15,
+        )
+        self._reconciler = self._make_reconciler(may_write=lease.is_held)
+        await lease.run(self._lead)
+
+    def _make_reconciler(self, *, may_write: Any) -> Reconciler:
+        return Reconciler(
+            stores=self.stores,
+            writer=Writer(api=self.api),
+            words=Words(api=self.api),
+            progress=self.progress,
+            metrics=self.metrics,
+            defaults=ClusterDefaults(trainer_image=self.options.trainer_image or None),
+            patience=Patience(start_seconds=self.options.start_patience_seconds),
+            may_write=may_write,
+            clock=time.monotonic,
+        )
+
+    async def _lead(self) -> None:
+        """Works until cancelled. Nothing is decided before everything was listed once."""
+        await asyncio.gather(*(reflector.synced.wait() for reflector in self.reflectors))
+        log.info(
+            "leading: %d runs, %d Jobs, %d Pods", *map(len, (self.stores.runs, self.stores.jobs, self.stores.pods))
+        )
+        self.leading = True
+        self.metrics.leader.set(1)
+        try:
+            for record in self.stores.runs:
+                self.queue.add(record.uid)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.progress.run(), name="progress")
+                for number in range(self.options.workers):
+                    group.create_task(self._work(), name=f"worker {number}")
+        finally:
+            self.leading = False
+            self.metrics.leader.set(0)
+
+    async def _work(self) -> None:
+        while True:
+            uid = await self.queue.get()
+            started, result = time.monotonic(), "done"
+            try:
+                again = await self._reconciler.reconcile(uid)
+                self.queue.forget(uid)
+                if again is not None:
+                    self.queue.add_after(uid, again)
+            except NotLeadingError:
+                result = "not-leading"
+                raise
+            except ApiError as error:
+                result = "conflict" if error.status == 409 else "api-error"
+                log.log(logging.DEBUG if error.status == 409 else logging.WARNING, "to be tried again: %s", error)
+                self.queue.add_rate_limited(uid, at_least=error.retry_after or 0.0)
+            except Exception:
+                result = "error"
+                log.exception("to be tried again")
+                self.queue.add_rate_limited(uid)
+            finally:
+                self.queue.done(uid)
+                self.metrics.reconciles.labels(result=result).inc()
+                self.metrics.reconcile_duration.observe(time.monotonic() - started)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """None of the tasks ends by itself; when one does, the process ends and is started anew."""
+        if self._stopped.is_set() or task.cancelled():
+            return
+        self.failed = task.exception() or RuntimeError(f"{task.get_name()} ended")
+        log.error("%s: %s; the operator ends", task.get_name(), self.failed or "ended", exc_info=self.failed)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(os.getpid(), 15)

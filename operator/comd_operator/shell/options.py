@@ -1,0 +1,111 @@
+"""What the operator can be told, by an option of `comd operator` or, in a pod and under `kopf run`, by a variable."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from comd_api.exit_codes import UserError
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Each field is `--field-name` and `COMD_OPERATOR_FIELD_NAME`."""
+
+    namespaces: str = _option("", "namespaces to work in, separated by commas; all of them when empty")
+    trainer_image: str = _option("", "image of runs that name none in spec.trainer.image")
+    workers: int = _option(10, "runs that are worked on at once")
+    qps: float = _option(50.0, "requests per second to the API server; 0 for no limit")
+    burst: int = _option(100, "requests that may be made at once before the limit holds")
+    address: str = _option("0.0.0.0", "address of /metrics, /healthz and /readyz")
+    port: int = _option(8080, "port of /metrics, /healthz and /readyz; 0 for none")
+    leader_election: bool = _option(True, "work only while holding the Lease, so that several replicas can stand by")
+    lease_namespace: str = _option("", "namespace of the Lease (default: the pod's, else default)")
+    lease_name: str = _option("comd-operator", "name of the Lease")
+    lease_seconds: float = _option(15.0, "how long the Lease holds after it was last renewed")
+    identity: str = _option("", "what the Lease calls us (default: the host's name and the process)")
+    resync_seconds: float = _option(600.0, "how often everything is listed anew")
+    progress_seconds: float = _option(30.0, "how often a running trainer is asked how far it is")
+    start_patience_seconds: float = _option(
+        300.0,
+        "how long pods that no node could take are waited for, before their Job is given up and tried again later",
+    )
+    log_format: str = _option("auto", "plain, json, or auto: plain on a terminal")
+    log_level: str = _option("info", "debug, info, warning or error")
+    context: str = _option("", "context of the kubeconfig, where there is no service account")
+
+    @property
+    def namespace_list(self) -> list[str]:
+        return [name.strip() for name in self.namespaces.split(",") if name.strip()]
+
+
+def variable_of(name: str) -> str:
+    return f"COMD_OPERATOR_{name.upper()}"
+
+
+def from_environment(environment: Mapping[str, str] = os.environ, **given: Any) -> Options:
+    """Options that were given win over variables, variables over defaults.
+
+    Raises:
+        UserError: a value can't be read; it names the variable and what would be right.
+    """
+    values: dict[str, Any] = {}
+    for option in fields(Options):
+        variable = variable_of(option.name)
+        if given.get(option.name) is not None:
+            values[option.name] = given[option.name]
+        elif variable in environment:
+            values[option.name] = _read(variable, environment[variable], kind=type(option.default))
+    options = Options(**values)
+    _check(options)
+    return options
+
+
+def _read(variable: str, text: str, *, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{variable}: {text!r} is neither true nor false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{variable}: {text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+
+
+def _check(options: Options) -> None:
+    for name, known in (
+        ("log_format", ("auto", "plain", "json")),
+        ("log_level", ("debug", "info", "warning", "error")),
+    ):
+        value = getattr(options, name)
+        if value not in known:
+            raise UserError(f"--{name.replace('_', '-')}: {value!r} is not known; right would be {', '.join(known)}")
+    for name, least in (
+        ("workers", 1),
+        ("burst", 1),
+        ("qps", 0),
+        ("lease_seconds", 3),
+        ("resync_seconds", 1),
+        ("progress_seconds", 1),
+    ):
+        value = getattr(options, name)
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')}: {value:g} is less than {least}")
+
+
+def own_namespace() -> str | None:
+    """The pod's, where there is one."""
+    try:
+        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def own_identity() -> str:
+    return f"{socket.gethostname()}_{os.getpid()}"

@@ -1,5 +1,6 @@
 """A running cluster, as tests hold it."""
 
+import json
 import os
 import shutil
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from tests import gotools
 from tests.cluster import certificates, components, doctor, images, lifecycle, network
-from tests.cluster.layout import API, Layout, check_new, default_state, forsaken, load
+from tests.cluster.layout import API, Layout, Node, check_new, default_state, forsaken, load
 from tests.cluster.processes import ClusterError, identity
 from tests.s3 import versity
 
@@ -102,8 +103,11 @@ class Cluster:
         lifecycle.stop_node(self.layout, self.layout.node(number))
 
     def start_node(self, number: int) -> None:
-        """Gives its power back, and waits until it is ready. Loaded images are lost; load them again."""
-        lifecycle.start_node(self.layout, self.layout.node(number), gpus=self.gpus, say=lambda _: None)
+        """Gives its power back, and waits until it is ready, with the images that the others have."""
+        node = self.layout.node(number)
+        lifecycle.start_node(self.layout, node, gpus=self.gpus, say=lambda _: None)
+        for kind, name in self._images():
+            self._provide(node, kind, name)
 
     def cordon(self, number: int) -> None:
         self.kubectl("cordon", self.layout.node(number).name)
@@ -118,14 +122,30 @@ class Cluster:
 
     def host_image(self, name: str) -> None:
         """On every node an image of that name whose files are this machine's; see images.host_image."""
-        for node in self.layout.nodes():
-            images.host_image(self.layout, node, name)
+        self._provide_everywhere("host", name)
 
     def load(self, *archives: Path) -> None:
         """Imports archives of images on every node."""
+        for archive in archives:
+            self._provide_everywhere("archive", str(archive.absolute()))
+
+    def _provide_everywhere(self, kind: str, name: str) -> None:
         for node in self.layout.nodes():
-            for archive in archives:
-                images.load(self.layout, node, archive)
+            self._provide(node, kind, name)
+        known = self._images()
+        if [kind, name] not in known:
+            (self.layout.state / "images.json").write_text(json.dumps([*known, [kind, name]]))
+
+    def _provide(self, node: Node, kind: str, name: str) -> None:
+        if kind == "host":
+            images.host_image(self.layout, node, name)
+        else:
+            images.load(self.layout, node, Path(name))
+
+    def _images(self) -> list[list[str]]:
+        """What was put on the nodes, for those that start later: kind, and name or file."""
+        record = self.layout.state / "images.json"
+        return json.loads(record.read_text()) if record.exists() else []
 
     def kubeconfig_for(self, *, user: str, namespace: str, duration: str = "1h") -> Path:
         """A kubeconfig with a bearer token of a service account, whose rights are then all that a client has."""

@@ -78,12 +78,13 @@ def host_image(layout: Layout, node: Node, name: str) -> None:
     }
     image = archive(name, [{marker: Entry(b"")}, opened_folders()], ["/bin/sh"], environment)
     ctr(layout, node, "images", "import", "-", stdin=image)
-    # The import unpacks the layers later than it returns on some versions; the marker tells the place when it is there.
+    shown = node.folder / f"shown.{short_hash(name)}"
+    if shown.exists():
+        return  # the layers are there, and / lies over the lower one already
     store = node.folder / "containerd" / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
-    listing = f"ls -d {store}/*/fs/{marker} 2>/dev/null || true"
-    found = run(*beside_kubelet(layout, node, "sh", "-c", listing)).split()
-    if found:  # else: / lies over it already
-        run(*beside_kubelet(layout, node, "mount", "--bind", "/", str(Path(found[0]).parent)))
+    found = run(*beside_kubelet(layout, node, "sh", "-c", f"ls -d {store}/*/fs/{marker}")).split()
+    run(*beside_kubelet(layout, node, "mount", "--bind", "/", str(Path(found[0]).parent)))
+    shown.touch()
 
 
 def opened_folders(places: Sequence[Path] | None = None) -> dict[str, Entry]:

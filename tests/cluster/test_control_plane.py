@@ -21,5 +21,5 @@ def test_the_test_process_is_in_its_network(control_plane: Cluster) -> None:
 
 
 def test_a_test_without_a_cluster_is_where_pytest_was_started() -> None:
-    assert os.readlink("/proc/thread-self/ns/net") == os.readlink("/proc/1/ns/net") or os.geteuid() != 0
+    assert "nodes" not in [name for _, name in socket.if_nameindex()]
     assert "comd-cluster" not in os.environ.get("KUBECONFIG", "")

@@ -67,10 +67,11 @@ class Writer:
     async def _create(self, run: DistillationRun, manifest: dict[str, Any], path: str, *, what: str) -> dict[str, Any]:
         name = manifest["metadata"]["name"]
         try:
-            return await self._api.create(path, manifest)
+            made: dict[str, Any] = await self._api.create(path, manifest)
+            return made
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
-                found = await self._api.get(f"{path}/{name}")
+                found: dict[str, Any] = await self._api.get(f"{path}/{name}")
                 _must_be_ours(run, found, what=what)
                 return found
             if error.status == 404 or (error.status == 403 and "being terminated" in error.message):
@@ -105,7 +106,8 @@ class Writer:
             {"op": "add", "path": "/status", "value": status.to_wire()},
         ]
         try:
-            return await self._api.patch(path, patch, content_type="application/json-patch+json")
+            written: dict[str, Any] = await self._api.patch(path, patch, content_type="application/json-patch+json")
+            return written
         except ApiError as error:
             if error.status == 404:
                 raise GoneError from error

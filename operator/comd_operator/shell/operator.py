@@ -28,7 +28,7 @@ from comd_operator.shell.probes import Probes
 
 log = logging.getLogger(__name__)
 
-RESOURCES = (
+RESOURCES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("distillationruns", API_VERSION, {}),
     ("jobs", "batch/v1", {"labelSelector": labels.SELECTOR}),
     ("pods", "v1", {"labelSelector": labels.SELECTOR}),
@@ -68,6 +68,7 @@ class Operator:
         self.queue: WorkQueue = WorkQueue(metrics=self.metrics)
         self.progress = Progress(every_seconds=options.progress_seconds, on_change=self.queue.add, clock=time.monotonic)
         self._watch()
+        self.metrics.watch_ages(self._watch_ages)
         self.metrics.count_runs(lambda: (record.phase or "Pending" for record in self.stores.runs))
         self.probes = Probes(
             metrics=self.metrics,
@@ -94,6 +95,12 @@ class Operator:
 
     def is_synced(self) -> bool:
         return bool(self.reflectors) and all(reflector.synced.is_set() for reflector in self.reflectors)
+
+    def _watch_ages(self) -> dict[str, float]:
+        ages: dict[str, float] = {}
+        for reflector in self.reflectors:
+            ages[reflector.resource] = max(ages.get(reflector.resource, 0.0), reflector.age())
+        return ages
 
     def _watch(self) -> None:
         namespaces: list[str | None] = [*self.options.namespace_list] or [None]

@@ -1,0 +1,113 @@
+"""Every metric of the operator, in one place. None has a run's name as a label: their number would grow with the runs."""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LONG = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0, 72 * 3600.0)
+PHASES = ("Pending", "Queued", "Running", "Stalled", "Suspended", "Succeeded", "Failed")
+
+
+class Metrics:
+    """Collectors in a registry of their own, so that a test has its own too."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry(auto_describe=False)
+        own = "comd_operator"
+        self.reconciles = Counter(f"{own}_reconciles", "Runs that were worked on.", ["result"], registry=registry)
+        self.reconcile_duration = Histogram(
+            f"{own}_reconcile_duration_seconds", "Time to work on a run once.", buckets=_SECONDS, registry=registry
+        )
+        self.queue_depth = Gauge(f"{own}_queue_depth", "Runs that wait to be worked on.", registry=registry)
+        self.queue_adds = Counter(f"{own}_queue_adds", "Runs put into the queue.", registry=registry)
+        self.queue_retries = Counter(f"{own}_queue_retries", "Runs put back after an error.", registry=registry)
+        self.queue_latency = Histogram(
+            f"{own}_queue_latency_seconds", "Wait in the queue.", buckets=_SECONDS, registry=registry
+        )
+        self.queue_longest = Gauge(
+            f"{own}_queue_longest_running_seconds",
+            "Since when the longest of the workers has been at its run.",
+            registry=registry,
+        )
+        self.api_requests = Counter(
+            f"{own}_api_requests", "Requests to the API server.", ["verb", "resource", "code"], registry=registry
+        )
+        self.api_duration = Histogram(
+            f"{own}_api_request_duration_seconds", "Time to an answer.", ["verb"], buckets=_SECONDS, registry=registry
+        )
+        self.api_wait = Histogram(
+            f"{own}_api_rate_limit_wait_seconds",
+            "Wait for our own rate limit (--qps, --burst).",
+            buckets=(0.0, *_SECONDS),
+            registry=registry,
+        )
+        self.watch_restarts = Counter(
+            f"{own}_watch_restarts", "Watches begun anew.", ["resource", "reason"], registry=registry
+        )
+        self.leader = Gauge(f"{own}_leader", "1 while this replica holds the Lease and works.", registry=registry)
+        self.events = Counter(f"{own}_events", "Events told.", ["reason"], registry=registry)
+        self.build_info = Gauge(f"{own}_build_info", "Always 1.", ["version"], registry=registry)
+        self.build_info.labels(version=_version()).set(1)
+        self.stage_duration = Histogram(
+            "comd_stage_duration_seconds",
+            "Active time of stages that have ended, all attempts together.",
+            ["stage", "result"],
+            buckets=_LONG,
+            registry=registry,
+        )
+        self.stage_queue_wait = Histogram(
+            "comd_stage_queue_wait_seconds",
+            "Time that stages which have ended waited to be admitted and scheduled.",
+            ["stage"],
+            buckets=_LONG,
+            registry=registry,
+        )
+        self.stage_retries = Counter(
+            "comd_stage_retries", "Attempts that are followed by another.", ["stage", "exit_class"], registry=registry
+        )
+
+    def count_runs(self, phases: Callable[[], Iterable[str]]) -> None:
+        """Runs by phase, counted when somebody asks."""
+        self.registry.register(_Runs(phases))
+
+    def watch_ages(self, ages: Callable[[], dict[str, float]]) -> None:
+        """Seconds since each watch last gave a sign of life, the oldest of its kind."""
+        self.registry.register(_Ages(ages))
+
+
+class _Runs:
+    def __init__(self, phases: Callable[[], Iterable[str]]) -> None:
+        self._phases = phases
+
+    def collect(self) -> Iterator[Metric]:
+        tally = Tally(self._phases())
+        family = GaugeMetricFamily("comd_runs", "Runs by phase.", labels=["phase"])
+        for phase in PHASES:
+            family.add_metric([phase], tally[phase])
+        yield family
+
+
+class _Ages:
+    def __init__(self, ages: Callable[[], dict[str, float]]) -> None:
+        self._ages = ages
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "comd_operator_watch_age_seconds",
+            "Since the last event, bookmark or list of a resource's watch.",
+            labels=["resource"],
+        )
+        for resource, age in sorted(self._ages().items()):
+            family.add_metric([resource], age)
+        yield family
+
+
+def _version() -> str:
+    try:
+        return version("comd")
+    except PackageNotFoundError:
+        return "unknown"

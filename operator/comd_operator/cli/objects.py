@@ -12,7 +12,7 @@ from comd_api.run import DistillationRun
 from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef
 from comd_operator.decide import decide
-from comd_operator.planner import ClusterDefaults, job_manifest, num_nodes, problem, service, stage_config
+from comd_operator.planner import ClusterDefaults, fill, job_manifest, num_nodes, problem, service, stage_config
 from comd_operator.policies.children import Child
 from comd_operator.validation import load_run
 from comd_operator.validation.documents import format_document
@@ -23,17 +23,16 @@ _MADE_BY = {"preflight": "preflight", "pretrain": "student", "tune": "student", 
 
 
 def objects_command(file: Path, *, trainer_image: str | None) -> int:
-    run = load_run(file)
-    defaults = ClusterDefaults(trainer_image=trainer_image)
-    words = problem(run, defaults)
+    run = fill(load_run(file), ClusterDefaults(trainer_image=trainer_image))
+    words = problem(run)
     if words is not None:
         raise UserError(f"{file}: {words}")
-    for document in objects(run, defaults):
+    for document in objects(run):
         print("---\n" + format_document(document), end="", file=sys.stdout)
     return ExitCode.DONE
 
 
-def objects(run: DistillationRun, defaults: ClusterDefaults) -> Iterator[dict[str, Any]]:
+def objects(run: DistillationRun) -> Iterator[dict[str, Any]]:
     """In the order in which they would be created."""
     metadata = run.metadata.model_copy(update={"uid": run.metadata.uid or NO_UID})
     run = run.replace(metadata=metadata, status=None, spec=run.spec.replace(suspend=False))
@@ -49,7 +48,7 @@ def objects(run: DistillationRun, defaults: ClusterDefaults) -> Iterator[dict[st
         if num_nodes(run, job) > 1 and not served:
             served = True
             yield service(run)
-        yield job_manifest(run, job, stage_config(run, job), defaults)
+        yield job_manifest(run, job, stage_config(run, job))
         made = [_MADE_BY[phase] for phase in job.phases if phase in _MADE_BY]
         artifacts = [
             ArtifactRef(name=name, uri=f"known when {job.stage} is done", digest=NO_DIGEST)

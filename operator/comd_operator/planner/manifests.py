@@ -15,7 +15,7 @@ from comd_api.roles import SecretKeyRef
 from comd_api.run import DistillationRun
 from comd_api.stage import StageConfig
 from comd_operator.planner import labels
-from comd_operator.planner.defaults import RENDEZVOUS_PORT, TRAINER_PORT, ClusterDefaults
+from comd_operator.planner.defaults import RENDEZVOUS_PORT, TRAINER_PORT
 from comd_operator.planner.jobs import JobPlan
 
 CONTAINER = "trainer"
@@ -77,7 +77,7 @@ def service(run: DistillationRun) -> dict[str, Any]:
     }
 
 
-def job_manifest(run: DistillationRun, job: JobPlan, config: StageConfig, defaults: ClusterDefaults) -> dict[str, Any]:
+def job_manifest(run: DistillationRun, job: JobPlan, config: StageConfig) -> dict[str, Any]:
     """The Job of an attempt, or with `execution: Phase` of one of its phases."""
     nodes = num_nodes(run, job)
     own = labels.of_job(run, job)
@@ -103,7 +103,7 @@ def job_manifest(run: DistillationRun, job: JobPlan, config: StageConfig, defaul
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},
-            "template": _pod_template(run, job, config, defaults, own=own, nodes=nodes),
+            "template": _pod_template(run, job, config, own=own, nodes=nodes),
         },
     }
 
@@ -124,7 +124,6 @@ def _pod_template(
     run: DistillationRun,
     job: JobPlan,
     config: StageConfig,
-    defaults: ClusterDefaults,
     *,
     own: dict[str, str],
     nodes: int,
@@ -151,23 +150,20 @@ def _pod_template(
             "enableServiceLinks": False,
             "securityContext": security,
             **({"subdomain": service_name(run)} if nodes > 1 else {}),
-            "containers": [_container(run, job, config, defaults, nodes=nodes)],
+            "containers": [_container(run, job, config, nodes=nodes)],
             "volumes": [_scratch(run), _memory(), {"name": "tmp", "emptyDir": {}}, *volumes],
         },
     }
 
 
-def _container(
-    run: DistillationRun, job: JobPlan, config: StageConfig, defaults: ClusterDefaults, *, nodes: int
-) -> dict[str, Any]:
+def _container(run: DistillationRun, job: JobPlan, config: StageConfig, *, nodes: int) -> dict[str, Any]:
     trainer = run.spec.trainer
     asks = trainer.preflight_resources if job.stage == "preflight" else trainer.resources_per_node
     grace = trainer.pod_template.spec.termination_grace_period_seconds - SAVING_MARGIN_SECONDS
-    image = trainer.image or defaults.trainer_image
-    assert image is not None, "a run without an image has a problem, and no Job"
+    assert trainer.image is not None, "a run without an image has a problem, and no Job"
     container: dict[str, Any] = {
         "name": CONTAINER,
-        "image": image,
+        "image": trainer.image,
         "command": ["comd-trainer"],
         "args": ["run", "--port", str(TRAINER_PORT), "--scratch", SCRATCH, "--grace-seconds", str(grace)],
         "env": _environment(run, job, config, nodes=nodes),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from comd_api.run import DistillationRun
 from comd_api.status import RunStatus
 from comd_operator.decide import Decision, decide
-from comd_operator.planner import ClusterDefaults, JobPlan, job_manifest, num_nodes, problem, stage_config
+from comd_operator.planner import ClusterDefaults, JobPlan, fill, job_manifest, num_nodes, problem, stage_config
 from comd_operator.policies import ledger
 from comd_operator.policies.children import Child
 from comd_operator.policies.hold import Obstacle
@@ -142,7 +142,7 @@ class Reconciler:
         return children, ask_again
 
     def _obstacle(self, run: DistillationRun) -> Obstacle | None:
-        words = problem(run, self.defaults)
+        words = problem(fill(run, self.defaults))
         if words is not None:
             return Obstacle(reason="InvalidSpec", message=words)
         blocked = self._blocked.get(str(run.metadata.uid))
@@ -163,12 +163,13 @@ class Reconciler:
 
     async def _create(self, run: DistillationRun, job: JobPlan, decision: Decision) -> None:
         """The config is made from the status as it will be: it names what the stages before have made."""
+        run = fill(run, self.defaults)
         config = stage_config(run.replace(status=decision.ahead), job)
         if num_nodes(run, job) > 1:
             self._check_leading()
             await self.writer.ensure_service(run)
         self._check_leading()
-        manifest = job_manifest(run, job, config, self.defaults)
+        manifest = job_manifest(run, job, config)
         self.stores.jobs.put(await self.writer.create_job(run, manifest))
 
     async def _write_status(self, run: DistillationRun, record: RunRecord, decision: Decision) -> None:

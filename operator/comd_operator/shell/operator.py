@@ -151,7 +151,13 @@ class Operator:
             words=Words(api=self.api),
             progress=self.progress,
             metrics=self.metrics,
-            defaults=ClusterDefaults(trainer_image=self.options.trainer_image or None),
+            defaults=ClusterDefaults(
+                trainer_image=self.options.trainer_image or None,
+                storage_uri=self.options.storage_uri or None,
+                storage_endpoint=self.options.storage_endpoint or None,
+                storage_region=self.options.storage_region or None,
+                storage_secret=self.options.storage_secret or None,
+            ),
             patience=Patience(start_seconds=self.options.start_patience_seconds),
             may_write=may_write,
             clock=time.monotonic,
@@ -160,9 +166,8 @@ class Operator:
     async def _lead(self) -> None:
         """Works until cancelled. Nothing is decided before everything was listed once."""
         await asyncio.gather(*(reflector.synced.wait() for reflector in self.reflectors))
-        log.info(
-            "leading: %d runs, %d Jobs, %d Pods", *map(len, (self.stores.runs, self.stores.jobs, self.stores.pods))
-        )
+        stores = self.stores
+        log.info("leading: %d runs, %d Jobs, %d Pods", len(stores.runs), len(stores.jobs), len(stores.pods))
         self.leading = True
         self.metrics.leader.set(1)
         try:

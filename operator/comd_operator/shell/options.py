@@ -19,6 +19,12 @@ class Options:
 
     namespaces: str = _option("", "namespaces to work in, separated by commas; all of them when empty")
     trainer_image: str = _option("", "image of runs that name none in spec.trainer.image")
+    storage_uri: str = _option("", "where artifacts of runs without spec.storage live: s3://bucket/prefix")
+    storage_endpoint: str = _option("", "URL of the S3 service of runs that name none in spec.storage.s3.endpoint")
+    storage_region: str = _option("", "region of runs that name none in spec.storage.s3.region")
+    storage_secret: str = _option(
+        "", "Secret, in a run's own namespace, of runs that name none in spec.storage.s3.secretRef"
+    )
     workers: int = _option(10, "runs that are worked on at once")
     qps: float = _option(50.0, "requests per second to the API server; 0 for no limit")
     burst: int = _option(100, "requests that may be made at once before the limit holds")

@@ -45,11 +45,12 @@ def decide(
     if before.phase in ("Succeeded", "Failed"):
         return _keep_ended(run, before, children, now)
 
-    first = observed.in_flight(ledger.current(before), children)
-    finishing = first is not None and first.state == "Finishing"
-    status = before
+    status, settled, paused = before, None, False
     create: list[JobPlan] = []
     while True:
+        status = _admit_finishing(status, children, now)
+        if settled is None and _is_finishing(status, children):
+            settled = status
         status = _enforce_deadlines(run, _observe(run, status, children, now), now)
         paused = suspend.must_pause(run.spec, ledger.current(status))
         if paused:
@@ -63,9 +64,9 @@ def decide(
 
     leftovers = _leftovers(status, children)
     ahead = status
-    if finishing:
-        # Its successor starts now; both are written down at once when its Job is complete.
-        status, paused, create = before, False, [] if paused else create
+    if settled is not None:
+        # The successor of a Job that is finishing starts now; both are written down at once when that Job is complete.
+        status, paused = settled, False
     child = observed.in_flight(ledger.current(status), children)
     held = None if paused else hold(status, child, obstacle)
     progress = child.progress if child is not None else None
@@ -75,7 +76,7 @@ def decide(
         create=create,
         delete=leftovers,
         status=status,
-        ahead=ahead if finishing else status,
+        ahead=ahead if settled is not None else status,
         requeue_after=_due(run, status, now, obstacle=obstacle),
         event=event(before, status),
     )
@@ -97,6 +98,17 @@ def _keep_ended(run: DistillationRun, status: RunStatus, children: Sequence[Chil
     rest = cleanup.after_the_end(run.spec, status, children, now)
     status = _stamp(run, status, now)
     return Decision(status=status, ahead=status, delete=rest.delete, requeue_after=rest.seconds_left)
+
+
+def _is_finishing(status: RunStatus, children: Sequence[Child]) -> bool:
+    child = observed.in_flight(ledger.current(status), children)
+    return child is not None and child.state == "Finishing"
+
+
+def _admit_finishing(status: RunStatus, children: Sequence[Child], now: datetime) -> RunStatus:
+    """A Job that is finishing has run, also when nobody saw it."""
+    stage = ledger.current(status)
+    return queue.leave(status, stage, now) if stage is not None and _is_finishing(status, children) else status
 
 
 def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> RunStatus:
@@ -193,8 +205,8 @@ def _advance(
         run.spec, run=run.metadata.name, stage=begun.name, job_index=begun.completed_jobs, attempt=begun.attempt
     )
     there = next((child for child in children if child.name == job.name), None)
-    others_live = any(child.live and child.name != job.name and child.state != "Finishing" for child in children)
-    if until(stage.retry_time, now) > 0 or others_live or (there is None and obstacle is not None):
+    others_live = any(child.live and child.state != "Finishing" for child in children)
+    if there is None and (until(stage.retry_time, now) > 0 or others_live or obstacle is not None):
         return ledger.put(status, stage), [], False
 
     start = to_text(there.created if there is not None and there.created is not None else now)

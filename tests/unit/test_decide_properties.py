@@ -97,6 +97,8 @@ class Interleavings(RuleBasedStateMachine):
     def job_ends(self, exit_class: ExitClass, score: float, data: st.DataObject) -> None:
         child = data.draw(st.sampled_from(sorted(self.world.live, key=lambda child: child.name)))
         job = next(job for job in self.world.jobs if job.name == child.name)
+        if child.state == "Finishing":
+            exit_class = "Done"
         scores = [student_score(score)] if exit_class == "Done" else []
         self.world.children[child.name] = ended(
             job,
@@ -109,6 +111,8 @@ class Interleavings(RuleBasedStateMachine):
     @rule(state=st.sampled_from(["Queued", "Running", "Finishing"]), stuck=st.booleans(), data=st.data())
     def job_moves(self, state: Any, stuck: bool, data: st.DataObject) -> None:
         child = data.draw(st.sampled_from(sorted(self.world.live, key=lambda child: child.name)))
+        if child.state == "Finishing":
+            return  # its processes have ended
         wait = Wait(reason="Pending", message="no quota", stuck=stuck) if state == "Queued" else None
         result = StageResult(exit_class="Done") if state == "Finishing" else None
         moved = replace(child, state=state, wait=wait, result=result, preempted=child.state == "Running")
@@ -118,6 +122,8 @@ class Interleavings(RuleBasedStateMachine):
     @rule(data=st.data())
     def job_can_not_start(self, data: st.DataObject) -> None:
         child = data.draw(st.sampled_from(sorted(self.world.live, key=lambda child: child.name)))
+        if child.state == "Finishing":
+            return
         self.world.children[child.name] = replace(
             child, state="Failed", exit_class="CannotStart", message="no such image", lingers=True, started=False
         )

@@ -1,5 +1,8 @@
 """Reading and changing the ledger, `status.stages`. Its last entry is the stage the run is at."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from comd_api.status import RunStatus, StageStatus
 
 
@@ -19,6 +22,14 @@ def put(status: RunStatus, stage: StageStatus) -> RunStatus:
     if status.stage_named(stage.name) is None:
         return status.replace(stages=[*status.stages, stage])
     return status.replace(stages=[stage if entry.name == stage.name else entry for entry in status.stages])
+
+
+def note_uid(status: RunStatus, job: Mapping[str, Any]) -> RunStatus:
+    """With the uid of a Job (its metadata) that was just made, so that it needs no write of its own."""
+    stage = current(status)
+    if stage is None or stage.job_name != job["name"]:
+        return status
+    return put(status, stage.replace(job_uid=job["uid"]))
 
 
 def failed_stage(status: RunStatus) -> StageStatus | None:

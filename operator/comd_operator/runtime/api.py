@@ -2,6 +2,7 @@
 they refuse fields that they don't know, and drop those of answers."""
 
 import json
+import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -78,7 +79,9 @@ class Api:
         except config.ConfigException:
             try:
                 await config.load_kube_config(  # type: ignore[no-untyped-call]
-                    client_configuration=configuration, context=context
+                    config_file=os.environ.get("KUBECONFIG") or None,
+                    client_configuration=configuration,
+                    context=context,
                 )
             except (config.ConfigException, OSError, ssl.SSLError) as error:
                 raise UserError(

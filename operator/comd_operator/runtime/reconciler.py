@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -94,7 +95,8 @@ class Reconciler:
         decision = decide(run, children, self.now(), obstacle=obstacle)
         try:
             for job in decision.create:
-                await self._create(run, job, decision)
+                made = await self._create(run, job, decision)
+                decision = replace(decision, status=ledger.note_uid(decision.status, made["metadata"]))
         except ObstacleError as error:
             self._block(run, error.obstacle)
             decision = decide(run, children, self.now(), obstacle=error.obstacle)
@@ -161,7 +163,7 @@ class Reconciler:
         until = self.clock() + (obstacle.seconds if obstacle.seconds is not None else float("inf"))
         self._blocked[str(run.metadata.uid)] = _Blocked(obstacle, run.metadata.generation, until)
 
-    async def _create(self, run: DistillationRun, job: JobPlan, decision: Decision) -> None:
+    async def _create(self, run: DistillationRun, job: JobPlan, decision: Decision) -> dict[str, Any]:
         """The config is made from the status as it will be: it names what the stages before have made."""
         run = fill(run, self.defaults)
         config = stage_config(run.replace(status=decision.ahead), job)
@@ -170,7 +172,9 @@ class Reconciler:
             await self.writer.ensure_service(run)
         self._check_leading()
         manifest = job_manifest(run, job, config)
-        self.stores.jobs.put(await self.writer.create_job(run, manifest))
+        made = await self.writer.create_job(run, manifest)
+        self.stores.jobs.put(made)
+        return made
 
     async def _write_status(self, run: DistillationRun, record: RunRecord, decision: Decision) -> None:
         if decision.status == run.status:

@@ -149,7 +149,8 @@ class RunSpec(ApiModel):
         ),
         Rule(
             "!has(self.training.firstRound.batchSize) || "
-            "self.training.firstRound.batchSize % (self.training.microBatchSize * self.trainer.numNodes * self.trainer.numProcPerNode) == 0",
+            "self.training.firstRound.batchSize % "
+            "(self.training.microBatchSize * self.trainer.numNodes * self.trainer.numProcPerNode) == 0",
             "training.firstRound.batchSize must be a multiple of training.microBatchSize * trainer.numNodes * trainer.numProcPerNode",
         ),
         Rule(

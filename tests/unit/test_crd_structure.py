@@ -77,7 +77,8 @@ def test_the_root_says_of_metadata_only_that_it_is_there() -> None:
 def test_every_node_is_structural_and_bounded(path: str, node: dict[str, Any]) -> None:
     allowed = {
         "additionalProperties", "default", "description", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "items",
-        "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength", "minimum", "pattern", "properties", "required", "type",
+        "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength", "minimum", "pattern", "properties",
+        "required", "type",
     }  # fmt: skip
     assert {key for key in node if not key.startswith("x-kubernetes-")} <= allowed
     if node.get("x-kubernetes-int-or-string"):

@@ -20,15 +20,28 @@ from comd_operator.runtime.records import JobRecord, PodRecord
 LOST_SECONDS = 30.0
 """A pod that was to be gone for so long, and whose container has not been seen to end, is on a node that does not answer."""
 UNSTARTABLE = frozenset(
-    {"CreateContainerConfigError", "ErrImageNeverPull", "ImageInspectError", "ImagePullBackOff", "InvalidImageName"}
+    {
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "ImagePullBackOff",
+        "InvalidImageName",
+    }
 )
 """Reasons for which a container waits until somebody mends something. `ErrImagePull` is not one: it may be a registry's hiccup,
 and turns into `ImagePullBackOff` when it repeats."""
-NEVER_RAN = frozenset({"StartError", "ContainerCannotRun", "CreateContainerError"})
+NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
 """Reasons of an end before the container's first instruction: no such command in the image, say."""
+END_UNSEEN = frozenset({"Unknown", "ContainerStatusUnknown"})
+"""Reasons of an end that nobody has seen, and whose exit code is made up: the node, or its container runtime, was started again."""
+_DISK_LIMIT = re.compile(r"exceed(s|ed) .*\blimit\b")
+"""In a kubelet's words for an eviction that the pod itself is to blame for. Of a node that was low on memory, older ones say that
+the container "exceeds its request"."""
 _RULE = re.compile(r"matching FailJob rule at index (\d)")
 _CLASS_OF_RULE: dict[str, ExitClass] = {"0": "TryAgain", "1": "UserError", "2": "BadData", "3": "TryAgain"}
 """As `planner.manifests` puts the rules in order."""
+_NO_NODES = "no nodes available"
 _ALL_NODES = re.compile(r"preemption: 0/(\d+) nodes are available: (?:\d+ [^,]*, )*(\d+) Preemption is not helpful")
 
 
@@ -59,19 +72,17 @@ def observe(
         state="Running",
         uid=job.uid,
         created=job.created,
-        started=any(pod.started for pod in own),
+        started=any(pod.started and pod.exit_reason not in NEVER_RAN for pod in own),
         deleting=job.deleting is not None,
     )
     if job.ended == "Complete":
         return _completed(replace(child, finished=job.ended_at), own)
     if job.ended == "Failed":
         return _failed(replace(child, state="Failed", finished=job.ended_at), job, own)
-    if job.deleting is not None:
-        return child
     if job.suspended:
         wait = wait or Wait(reason="Suspended", message=_suspended_by(job))
         return replace(child, state="Queued", wait=wait, preempted=_ran_before(job))
-    finished = _finishing(job, own)
+    finished = _finishing(job, own) if job.deleting is None else None
     if finished is not None:
         return replace(child, state="Finishing", result=finished[0], finished=finished[1])
     lost = next((pod for pod in own if _is_lost(pod, now)), None)
@@ -106,39 +117,73 @@ def _finishing(job: JobRecord, pods: Sequence[PodRecord]) -> tuple[StageResult, 
     return result, max(times, default=None)
 
 
+_Account = tuple[int, ExitClass, str, StageResult | None]
+"""Blame (lowest first), class, message, and the result where it agrees with the class."""
+_BLAME: dict[ExitClass, int] = {
+    "UserError": 0, "BadData": 1, "OutOfMemory": 2, "TryAgain": 3, "CannotStart": 4, "Failed": 5,
+}  # fmt: skip
+
+
 def _failed(child: Child, job: JobRecord, pods: Sequence[PodRecord]) -> Child:
     """With the account of the pod that is to blame: others only fell with it."""
-    accounts = [_account(pod) for pod in pods if pod.phase == "Failed" or (pod.exit_code or 0) != 0]
+    fallen = [pod for pod in pods if pod.phase == "Failed" or (pod.exit_code or 0) != 0]
+    accounts = [_account(pod) for pod in fallen if not _swept_away(pod, fallen)] + _rule_account(job)
     if not accounts:
-        rule = _RULE.search(job.ended_message)
-        exit_class = _CLASS_OF_RULE.get(rule.group(1), "Failed") if rule else "Failed"
-        return replace(child, exit_class=exit_class, message=f"{job.ended_reason}: {job.ended_message}")
+        return replace(child, exit_class="Failed", message=f"{job.ended_reason}: {job.ended_message}")
     _, exit_class, message, result = min(accounts, key=lambda account: account[0])
     return replace(child, exit_class=exit_class, message=message, result=result)
 
 
-_BLAME: dict[ExitClass, int] = {"UserError": 0, "BadData": 1, "OutOfMemory": 2, "CannotStart": 4, "Failed": 5}
+def _rule_account(job: JobRecord) -> list[_Account]:
+    """What the Job's own message tells: of a pod that is gone by now, as one is that was evicted, it is all that is left, while
+    the pods that only missed it are still there."""
+    rule = _RULE.search(job.ended_message)
+    exit_class = _CLASS_OF_RULE.get(rule.group(1)) if rule else None
+    if exit_class is None:
+        return []
+    return [(_BLAME[exit_class], exit_class, f"{job.ended_reason}: {job.ended_message}", None)]
 
 
-def _account(pod: PodRecord) -> tuple[int, ExitClass, str, StageResult | None]:
-    """Blame (lowest first), class, message, and the result where it agrees with the class."""
+def _asked_to_go(pod: PodRecord) -> datetime | None:
+    """When a pod was deleted that had not ended by itself before."""
+    if pod.deleting is None:
+        return None
+    asked = pod.deleting - timedelta(seconds=pod.grace_seconds)
+    return None if pod.finished is not None and pod.finished < asked else asked
+
+
+def _swept_away(pod: PodRecord, fallen: Sequence[PodRecord]) -> bool:
+    """Whether a pod was deleted after another had failed: the Job controller does that with those that are left."""
+    asked = _asked_to_go(pod)
+    if asked is None or pod.disrupted is not None:
+        return False
+    return any(
+        other.finished is not None and other.finished <= asked for other in fallen if _asked_to_go(other) is None
+    )
+
+
+def _account(pod: PodRecord) -> _Account:
     result = parse_result(pod.exit_message)
     if pod.exit_code is not None and result is not None and result.exit_class in ("UserError", "BadData"):
         return _BLAME[result.exit_class], result.exit_class, result.message, result
     if pod.exit_reason == "OOMKilled":
         return _BLAME["OutOfMemory"], "OutOfMemory", _memory_words(pod), result
-    if pod.reason == "Evicted" and "exceed" in pod.message.lower():
+    if pod.reason == "Evicted" and _DISK_LIMIT.search(pod.message):
         return _BLAME["Failed"], "Failed", f"pod {pod.name} was evicted: {pod.message}", None
-    if pod.disrupted is not None or pod.deleting is not None or pod.reason:
+    if pod.disrupted is not None or _asked_to_go(pod) is not None or pod.reason:
         why = pod.disrupted or pod.reason or "deleted"
         words = f"pod {pod.name} was disrupted ({why}{': ' + pod.message if pod.message else ''})"
-        return 3, "TryAgain", words, result if result is not None and result.exit_class == "TryAgain" else None
+        agrees = result is not None and result.exit_class == "TryAgain"
+        return _BLAME["TryAgain"], "TryAgain", words, result if agrees else None
+    if pod.exit_reason in END_UNSEEN:
+        words = f"nobody saw how the trainer in pod {pod.name} ended ({pod.exit_reason}): its node was started again, or was lost"
+        return _BLAME["TryAgain"], "TryAgain", words, None
     if pod.exit_reason in NEVER_RAN:
         return _BLAME["CannotStart"], "CannotStart", f"{pod.exit_reason}: {pod.exit_message}", None
     if pod.exit_code is None:
-        return 3, "TryAgain", f"pod {pod.name} failed before its container had run", None
+        return _BLAME["TryAgain"], "TryAgain", f"pod {pod.name} failed before its container had run", None
     found = outcome(code=pod.exit_code, termination_message=pod.exit_message, tail=_lines(pod), stop_asked=False)
-    return _BLAME.get(found.exit_class, 6), found.exit_class, found.message, found.result
+    return _BLAME.get(found.exit_class, _BLAME["Failed"]), found.exit_class, found.message, found.result
 
 
 def _memory_words(pod: PodRecord) -> str:
@@ -157,9 +202,9 @@ def _starting(
     patience: Patience,
     now: datetime,
 ) -> Child | None:
-    """What keeps pods from running, if anything does."""
+    """What keeps pods from running, if anything does. Of a Job on its way out nothing is given up any more."""
     broken = next((pod for pod in pods if pod.waiting_reason in UNSTARTABLE and pod.deleting is None), None)
-    if broken is not None:
+    if broken is not None and job.deleting is None:
         return _given_up(child, f"{broken.waiting_reason}: {broken.waiting_message}")
     homeless = next((pod for pod in pods if pod.unschedulable is not None), None)
     if homeless is not None:
@@ -172,7 +217,7 @@ def _starting(
         words, since = wait, job.created
     else:
         return None
-    if words.stuck and (now - since) / timedelta(seconds=1) >= patience.start_seconds:
+    if words.stuck and job.deleting is None and (now - since) / timedelta(seconds=1) >= patience.start_seconds:
         return _given_up(child, f"{words.reason}: {words.message}")
     return replace(child, state="Queued", wait=words)
 
@@ -184,7 +229,7 @@ def _given_up(child: Child, message: str) -> Child:
 def no_node_could(message: str) -> bool:
     """Whether the scheduler says of every node that making room on it would not help: none is of the right kind or size."""
     found = _ALL_NODES.search(message)
-    return "0/0 nodes" in message or (found is not None and found.group(1) == found.group(2))
+    return message.startswith(_NO_NODES) or (found is not None and found.group(1) == found.group(2))
 
 
 def _is_lost(pod: PodRecord, now: datetime) -> bool:

@@ -1,0 +1,64 @@
+"""What is remembered of objects."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from comd_operator.planner import labels
+from comd_operator.runtime.records import read_job, read_pod, read_run
+from tests.unit.kube_objects import RUN_UID, at, job, job_object, pod_object
+
+
+def test_a_job_is_remembered_by_who_controls_it() -> None:
+    assert job().owner == RUN_UID
+    assert job(owner=None).owner is None
+    strange = job_object()
+    strange["metadata"]["ownerReferences"][0]["controller"] = False
+    assert read_job(strange).owner is None, "who only lists an owner is not controlled by it"
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5"])
+def test_labels_that_somebody_has_written_over_do_no_harm(text: str) -> None:
+    assert job(own_labels={labels.ATTEMPT: text, labels.JOB_INDEX: text}).attempt == 0
+    bare = job_object()
+    del bare["metadata"]["labels"]
+    del bare["status"]
+    assert (read_job(bare).stage, read_job(bare).attempt, read_job(bare).ended) == ("", 0, None)
+
+
+def test_a_pod_with_nothing_in_it() -> None:
+    bare = {"metadata": pod_object()["metadata"] | {"labels": None, "ownerReferences": None}, "spec": {}}
+    found = read_pod(bare)
+    assert (found.owner, found.job_uid, found.index, found.phase, found.started) == (None, None, 0, "Pending", False)
+
+
+def test_only_the_trainer_s_container_counts() -> None:
+    """A mesh's sidecar may have been put beside it."""
+    found = pod_object(state={"running": {}})
+    found["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 9}}
+    assert (read_pod(found).exit_code, read_pod(found).started) == (None, True)
+
+
+def test_a_run_is_remembered_without_what_only_the_api_server_needs() -> None:
+    obj = {
+        "apiVersion": "comd.dev/v1alpha1",
+        "kind": "DistillationRun",
+        "metadata": {
+            "name": "tiny",
+            "namespace": "team",
+            "uid": RUN_UID,
+            "generation": 3,
+            "resourceVersion": "9",
+            "creationTimestamp": at(0),
+            "deletionTimestamp": at(9),
+            "managedFields": [{"manager": "kubectl"}],
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "x" * 10_000},
+        },
+        "spec": {"queue": {"name": "gpus"}},
+        "status": {"phase": "Queued"},
+    }
+    found = read_run(obj)
+    assert (found.owner, found.phase, found.queue) == (RUN_UID, "Queued", "gpus")
+    assert found.deleting == datetime(2026, 1, 1, 12, 0, 9, tzinfo=UTC)
+    assert len(found.body) < 300
+    assert read_run({**obj, "spec": {}, "status": {}}).phase is None

@@ -24,6 +24,8 @@ SCRATCH = "/scratch"
 SAVING_MARGIN_SECONDS = 10
 """Of the pod's grace period, kept for the end of the trainer itself."""
 POLICY_CODES = (ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN)
+SIGTERM_CODE = 143
+"""Of a trainer that was asked to end before it could listen. It means the same as `TRY_AGAIN`."""
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 MAX_SERVICE_NAME = 63
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -114,7 +116,11 @@ def _failure_rules() -> list[dict[str, Any]]:
     return [disrupted] + [
         {
             "action": "FailJob",
-            "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [int(code)]},
+            "onExitCodes": {
+                "containerName": CONTAINER,
+                "operator": "In",
+                "values": [int(code), SIGTERM_CODE] if code == ExitCode.TRY_AGAIN else [int(code)],
+            },
         }
         for code in POLICY_CODES
     ]
@@ -188,10 +194,9 @@ def _container(run: DistillationRun, job: JobPlan, config: StageConfig, *, nodes
 
 
 def _environment(run: DistillationRun, job: JobPlan, config: StageConfig, *, nodes: int) -> list[dict[str, Any]]:
-    """The user's variables first: of two with one name the last one counts, and ours must."""
-    variables = [variable.to_wire() for variable in run.spec.trainer.env]
+    """The user's variables and ours, which win over those of the same name."""
     # Whatever libraries keep in the home folder goes to the disk that is there for it; the root file system is read-only.
-    variables += [
+    variables: list[dict[str, Any]] = [
         {"name": "HOME", "value": SCRATCH},
         {"name": "COMD_STAGE_CONFIG", "value": without_expansion(json.dumps(config.to_wire(), separators=(",", ":")))},
     ]
@@ -201,7 +206,9 @@ def _environment(run: DistillationRun, job: JobPlan, config: StageConfig, *, nod
     if run.spec.storage is not None and run.spec.storage.s3.secret_ref is not None:
         name = run.spec.storage.s3.secret_ref.name
         variables += [_from_secret(key, name=name, key=key, optional=key in OPTIONAL_KEYS) for key in S3_KEYS]
-    return variables + [_from_secret(variable_of(ref), name=ref.name, key=ref.key) for ref in endpoint_keys(run)]
+    variables += [_from_secret(variable_of(ref), name=ref.name, key=ref.key) for ref in endpoint_keys(run)]
+    taken = {variable["name"] for variable in variables}
+    return [variable.to_wire() for variable in run.spec.trainer.env if variable.name not in taken] + variables
 
 
 def without_expansion(text: str) -> str:

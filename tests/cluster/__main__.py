@@ -54,7 +54,7 @@ def execute(cluster: Cluster, argv: list[str]) -> None:
     own = str(Path(cluster.layout.program("kubectl")).parent)
     path = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
     whole = network.within(cluster.layout, *command)
-    os.execvpe(whole[0], whole, {**os.environ, "KUBECONFIG": str(cluster.kubeconfig), "PATH": path})
+    os.execvpe(whole[0], whole, {**os.environ, **cluster.environment, "PATH": path})
 
 
 def started(cluster: Cluster) -> str:

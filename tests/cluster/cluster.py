@@ -10,7 +10,7 @@ from pathlib import Path
 from tests import gotools
 from tests.cluster import certificates, components, doctor, images, lifecycle, network
 from tests.cluster.layout import API, Layout, Node, check_new, default_state, forsaken, load
-from tests.cluster.processes import ClusterError, identity
+from tests.cluster.processes import ClusterError, direct, identity
 from tests.s3 import versity
 
 GPUS = 8
@@ -66,6 +66,11 @@ class Cluster:
     def kubeconfig(self) -> Path:
         """The administrator's."""
         return self.layout.admin
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for a client inside the cluster's network, as the administrator."""
+        return {"KUBECONFIG": str(self.kubeconfig), **direct()}
 
     @property
     def api_url(self) -> str:

@@ -44,8 +44,8 @@ def configure_control(layout: Layout) -> None:
 
 
 def configure_node(layout: Layout, node: Node) -> None:
-    for log in layout.logs.glob(f"{node.name}.*"):
-        log.unlink()
+    for log in layout.logs.glob(f"{node.name}.*log"):  # of its life before its power was cut
+        log.rename(log.with_name(f"{log.name}.before"))
     certificates.make_node(layout, node)
     values = {
         "FOLDER": node.folder,

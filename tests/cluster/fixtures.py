@@ -8,14 +8,15 @@ session run where pytest was started.
 import os
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import doctor, network
+from tests.cluster import doctor, images, network
 from tests.cluster.cluster import Cluster, sweep
+from tests.cluster.processes import ClusterError
 
 TRAINER_IMAGE = "localhost/comd-trainer:test"
 """The name by which pods find the host image: this machine's files, this Python, this checkout."""
@@ -30,26 +31,29 @@ MOST_SAVED = 5
 class Session:
     """What the fixtures share: the clusters that run, and the network that the tests are in."""
 
-    own_network: int = field(default_factory=network.hold_own)
-    own_kubeconfig: str | None = field(default_factory=lambda: os.environ.get("KUBECONFIG"))
     missing: dict[str, str] = field(default_factory=dict)
+    """What stands in the way of a fixture."""
     running: dict[str, Cluster] = field(default_factory=dict)
     where: str | None = None
+    """The fixture in whose network the tests are; None: where pytest was started."""
+    own_network: int | None = None
+    own_environment: dict[str, str | None] = field(default_factory=dict)
     saved: list[Path] = field(default_factory=list)
 
     def go(self, name: str | None) -> None:
         """Into that fixture's network, or home."""
         if name == self.where:
             return
-        if name is None:
+        if self.own_network is None:
+            self.own_network = network.hold_own()
+        if self.where is not None:
             network.move(self.own_network)
-            if self.own_kubeconfig is None:
-                os.environ.pop("KUBECONFIG", None)
-            else:
-                os.environ["KUBECONFIG"] = self.own_kubeconfig
-        else:
-            self.running[name].enter()
-            os.environ["KUBECONFIG"] = str(self.running[name].kubeconfig)
+            _set(self.own_environment)
+        if name is not None:
+            cluster = self.running[name]
+            self.own_environment = {key: os.environ.get(key) for key in cluster.environment}
+            cluster.enter()
+            _set(cluster.environment)
         self.where = name
 
     def save(self, name: str, cluster: Cluster) -> None:
@@ -73,7 +77,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for name in {name for item in session.items if (name := _used(item))}:
         try:
             doctor.prepare(with_nodes=NODES[name] > 0, say=reporter.write_line if reporter else print)
-        except doctor.MissingError as error:
+            if NODES[name]:
+                images.shown_places()
+        except (doctor.MissingError, ClusterError) as error:
             session.config.stash[KEY].missing[name] = str(error)
 
 
@@ -99,10 +105,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for folder in config.stash[KEY].saved:
         terminalreporter.write_line(f"the cluster's logs, events, pods and jobs: {folder}")
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    os.close(config.stash[KEY].own_network)
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +166,14 @@ def _start(session: Session, name: str) -> Cluster:
             half.down()
         raise
     return cluster
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _used(item: pytest.Item) -> str | None:

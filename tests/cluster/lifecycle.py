@@ -15,6 +15,7 @@ from tests.cluster.processes import (
     ClusterError,
     alive,
     children,
+    direct,
     identity,
     start_time,
     status_field,
@@ -30,7 +31,14 @@ Say = Callable[[str], None]
 
 def kubectl(layout: Layout, *arguments: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
     command = [layout.program("kubectl"), f"--kubeconfig={layout.admin}", *arguments]
-    return subprocess.run(network.within(layout, *command), input=stdin, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        network.within(layout, *command),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **direct()},
+    )
 
 
 def ask(layout: Layout, machine: str, *arguments: str) -> Callable[[], str]:
@@ -174,6 +182,7 @@ def _start_machine(layout: Layout, machine: str) -> None:
             stderr=out,
             start_new_session=True,
             cwd=ROOT,
+            env={**os.environ, **direct()},
         )
 
     def child() -> list[int]:
@@ -193,7 +202,7 @@ def _answers(layout: Layout, url: str) -> bool:
         "except urllib.error.HTTPError as e: sys.exit(e.code >= 500)\n"
     )
     command = network.within(layout, sys.executable, "-c", code, url)
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, check=False, env={**os.environ, **direct()}).returncode == 0
 
 
 def _has(log: Path, text: str) -> bool:

@@ -70,6 +70,11 @@ def status_field(pid: int | None, name: str) -> str | None:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name + ":")), None)
 
 
+def direct() -> dict[str, str]:
+    """Variables for a process whose requests stay in the cluster, whatever proxies the machine has."""
+    return {"NO_PROXY": "*", "no_proxy": "*"}
+
+
 def search_path() -> str:
     """PATH, and the folders of administrators' programs, which a user's PATH may lack."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])

@@ -59,16 +59,17 @@ def test_two_run_side_by_side_and_leave_nothing(control_plane: Cluster) -> None:
 def killed_session(control_plane: Cluster) -> Iterator[Layout]:
     """What is left when a test process is killed without having taken its cluster down."""
     assert control_plane.kubeconfig.exists()
-    code = "from tests.cluster.cluster import Cluster as C; C.up('comd-killed', nodes=0, owned=True); input()"
+    name = f"comd-killed-{os.getpid()}"
+    code = f"from tests.cluster.cluster import Cluster as C; C.up({name!r}, nodes=0, owned=True); input()"
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         try:
             assert any("controllers work" in line for line in process.stdout)
         finally:
             process.send_signal(signal.SIGKILL)
-    cluster = Cluster.find("comd-killed")
+    cluster = Cluster.find(name)
     assert cluster is not None
     yield cluster.layout
     cluster.down()
@@ -154,17 +155,30 @@ def test_the_doctor_says_in_a_line_what_is_missing_and_what_is_not_run() -> None
     assert (len(lines), fine) == (2, False)
 
 
+APT = """#!/bin/sh
+echo "$1" >> "$0.log"
+case $1 in update) touch "$0.lists";; install) test -e "$0.lists" || exit 100;; esac
+"""
+
+
+def test_lists_of_packages_are_read_only_when_one_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text(APT)
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    doctor._install(["runc"])
+    doctor._install(["runc"])
+    assert (tmp_path / "apt-get.log").read_text().split() == ["install", "update", "install", "install"]
+
+
 @pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
 def test_what_is_missing_skips_on_a_laptop_and_fails_in_ci(
     ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CI", ci)
     session = fixtures.Session(missing={"cluster": "no test cluster: not root"})
-    try:
-        with pytest.raises(outcome, match="not root"):
-            next(fixtures._serve(session, "cluster"))
-    finally:
-        os.close(session.own_network)
+    with pytest.raises(outcome, match="not root"):
+        next(fixtures._serve(session, "cluster"))
 
 
 def test_a_program_of_another_minor_version_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

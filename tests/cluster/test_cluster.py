@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cluster import images
 from tests.cluster.cluster import GPUS, Cluster
 from tests.cluster.fixtures import TRAINER_IMAGE
 
@@ -152,6 +154,14 @@ def test_a_pod_reaches_the_s3_server_that_the_test_reaches(world: World) -> None
     world.apply(pod(["python", "-c", code], env=[{"name": name, "value": value} for name, value in variables.items()]))
     assert world.ended()["exitCode"] == 0
     assert world.namespace in world.kubectl("logs", "p")
+
+
+def test_an_image_of_an_archive_runs(world: World, tmp_path: Path) -> None:
+    program = images.Entry(Path(world.cluster.layout.program("pause")).read_bytes())
+    (tmp_path / "image.tar").write_bytes(images.archive("localhost/archived:1", [{"pause": program}]))
+    world.cluster.load(tmp_path / "image.tar")
+    world.apply(pod(["/pause"], image="localhost/archived:1"))
+    world.wait("pod/p", "condition=Ready")
 
 
 def test_a_node_whose_power_was_cut_comes_back_with_its_images_and_gpus(world: World) -> None:

@@ -1,8 +1,8 @@
-"""What the operator adds to runs that leave it out, and what can't be run on a cluster at all."""
+"""What the operator adds to runs that leave it out."""
 
 from dataclasses import dataclass
 
-from comd_api.pods import LocalObjectReference, Resources, amount
+from comd_api.pods import LocalObjectReference
 from comd_api.run import DistillationRun, Storage
 
 TRAINER_PORT = 9400
@@ -36,41 +36,3 @@ def fill(run: DistillationRun, defaults: ClusterDefaults) -> DistillationRun:
         storage = storage.replace(s3=s3)
     trainer = spec.trainer.replace(image=spec.trainer.image or defaults.trainer_image)
     return run.replace(spec=spec.replace(storage=storage, trainer=trainer))
-
-
-def problem(run: DistillationRun) -> str | None:
-    """Why a run that its schema takes can't be begun on a cluster: one sentence that names field, value and what would be right. run: with
-    what it leaves out filled in."""
-    spec = run.spec
-    if spec.storage is None:
-        return (
-            "spec.storage is not set, and pods share no folder; set spec.storage.uri, such as s3://bucket/prefix, or start the "
-            "operator with --storage-uri"
-        )
-    if spec.storage.uri.startswith("file://") and not spec.trainer.volume_mounts:
-        return (
-            f"spec.storage.uri ({spec.storage.uri}) is a folder of the pod itself, which is gone with it; use s3://bucket/prefix, or "
-            "mount a shared volume there by trainer.podTemplate.spec.volumes and trainer.volumeMounts"
-        )
-    if spec.trainer.image is None:
-        return "spec.trainer.image is not set, and the operator was started without --trainer-image; set one of them"
-    gpus = gpu_count(spec.trainer.resources_per_node)
-    if gpus is not None and gpus != spec.trainer.num_proc_per_node:
-        return (
-            f"spec.trainer.resourcesPerNode.limits asks for {gpus:g} GPUs, but numProcPerNode is "
-            f"{spec.trainer.num_proc_per_node}; one process runs on each GPU, so make them equal"
-        )
-    known = {volume.get("name") for volume in spec.trainer.pod_template.spec.volumes}
-    for mount in spec.trainer.volume_mounts:
-        if mount.name not in known:
-            return (
-                f"spec.trainer.volumeMounts: {mount.name!r} is no volume of podTemplate.spec.volumes; "
-                f"known there are {', '.join(sorted(map(str, known))) or 'none'}"
-            )
-    return None
-
-
-def gpu_count(resources: Resources) -> float | None:
-    """GPUs that a pod asks for, of whichever maker; None when it asks for none."""
-    asked = [amount(value) for key, value in (resources.limits or {}).items() if key.endswith("/gpu")]
-    return sum(asked) if asked else None

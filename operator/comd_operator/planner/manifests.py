@@ -12,7 +12,7 @@ from typing import Any
 from comd_api import API_VERSION
 from comd_api.exit_codes import ExitCode
 from comd_api.roles import SecretKeyRef
-from comd_api.run import DistillationRun
+from comd_api.run import DistillationRun, RunSpec
 from comd_api.stage import StageConfig
 from comd_operator.planner import labels
 from comd_operator.planner.defaults import RENDEZVOUS_PORT, TRAINER_PORT
@@ -21,6 +21,8 @@ from comd_operator.planner.jobs import JobPlan
 CONTAINER = "trainer"
 USER = 65_532
 SCRATCH = "/scratch"
+OWN_VOLUMES = {"scratch": SCRATCH, "shared-memory": "/dev/shm", "tmp": "/tmp"}
+"""Volumes of every pod, and where they are mounted."""
 SAVING_MARGIN_SECONDS = 10
 """Of the pod's grace period, kept for the end of the trainer itself."""
 POLICY_CODES = (ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN)
@@ -182,9 +184,7 @@ def _container(run: DistillationRun, job: JobPlan, config: StageConfig, *, nodes
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
-            {"name": "scratch", "mountPath": SCRATCH},
-            {"name": "shared-memory", "mountPath": "/dev/shm"},
-            {"name": "tmp", "mountPath": "/tmp"},
+            *({"name": name, "mountPath": path} for name, path in OWN_VOLUMES.items()),
             *(mount.to_wire() for mount in trainer.volume_mounts),
         ],
     }
@@ -206,7 +206,8 @@ def _environment(run: DistillationRun, job: JobPlan, config: StageConfig, *, nod
     if run.spec.storage is not None and run.spec.storage.s3.secret_ref is not None:
         name = run.spec.storage.s3.secret_ref.name
         variables += [_from_secret(key, name=name, key=key, optional=key in OPTIONAL_KEYS) for key in S3_KEYS]
-    variables += [_from_secret(variable_of(ref), name=ref.name, key=ref.key) for ref in endpoint_keys(run)]
+    keys = {variable_of(ref): ref for ref in endpoint_key_refs(run.spec)}
+    variables += [_from_secret(variable, name=ref.name, key=ref.key) for variable, ref in keys.items()]
     taken = {variable["name"] for variable in variables}
     return [variable.to_wire() for variable in run.spec.trainer.env if variable.name not in taken] + variables
 
@@ -216,13 +217,11 @@ def without_expansion(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def endpoint_keys(run: DistillationRun) -> list[SecretKeyRef]:
-    """The Secrets that endpoints' keys are kept in, each once."""
-    spec = run.spec
+def endpoint_key_refs(spec: RunSpec) -> list[SecretKeyRef]:
+    """The Secrets that endpoints' keys are kept in."""
     models = [spec.teacher, spec.assessor.model, spec.augmentor.model]
     refs = [model.endpoint.api_key_secret_ref for model in models if model is not None and model.endpoint is not None]
-    found = {variable_of(ref): ref for ref in refs if ref is not None}
-    return list(found.values())
+    return [ref for ref in refs if ref is not None]
 
 
 def variable_of(ref: SecretKeyRef) -> str:

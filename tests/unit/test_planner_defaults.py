@@ -1,0 +1,185 @@
+"""What a cluster's operator fills in, and the runs that can't be begun on a cluster."""
+
+from typing import Any
+
+import pytest
+
+from comd_api.run import DistillationRun, Storage
+from comd_operator.planner import ClusterDefaults, fill, problem
+from comd_operator.planner.problems import gpu_count
+from tests.unit.rule_examples import ENDPOINT
+from tests.unit.runs import make_run
+
+ALL = ClusterDefaults(
+    trainer_image="operator/trainer:1",
+    storage_uri="s3://shared/runs",
+    storage_endpoint="http://s3.storage:9000",
+    storage_region="eu-1",
+    storage_secret="s3",
+)
+BUCKET: dict[str, Any] = {"uri": "s3://own/x"}
+FULL = {
+    "uri": "s3://own/x",
+    "s3": {"endpoint": "http://own:1", "region": "own-1", "secretRef": {"name": "own"}},
+}
+
+
+def run_with(storage: dict[str, Any] | None, **changes: Any) -> DistillationRun:
+    run = make_run(**changes)
+    return run.replace(spec=run.spec.replace(storage=Storage.model_validate(storage) if storage is not None else None))
+
+
+def test_what_a_run_leaves_out_is_filled_in() -> None:
+    run = run_with(None)
+    filled = fill(run, ALL)
+    assert filled.spec.trainer.image == "operator/trainer:1"
+    assert filled.spec.storage is not None
+    assert filled.spec.storage.to_wire() == {
+        "uri": "s3://shared/runs",
+        "s3": {"endpoint": "http://s3.storage:9000", "region": "eu-1", "secretRef": {"name": "s3"}},
+    }
+    assert run.spec.storage is None, "what the user wrote stays as it is"
+    assert fill(filled, ALL) == filled
+
+
+def test_what_a_run_says_stands() -> None:
+    run = run_with(FULL, trainer__image="own/trainer:1")
+    assert fill(run, ALL) == run
+    assert fill(run, ClusterDefaults()) == run
+
+
+@pytest.mark.parametrize(
+    ("storage", "defaults", "filled"),
+    [
+        (BUCKET, ClusterDefaults(storage_secret="s3"), {**BUCKET, "s3": {"secretRef": {"name": "s3"}}}),
+        (BUCKET, ClusterDefaults(storage_uri="s3://shared/runs"), {**BUCKET, "s3": {}}),
+        ({"uri": "file:///x"}, ALL, {"uri": "file:///x", "s3": {}}),
+        (None, ClusterDefaults(storage_secret="s3"), None),
+    ],
+)
+def test_storage_is_filled_in_field_by_field(
+    storage: dict[str, Any] | None, defaults: ClusterDefaults, filled: dict[str, Any] | None
+) -> None:
+    found = fill(run_with(storage), defaults).spec.storage
+    assert (found.to_wire() if found is not None else None) == filled
+
+
+def volume(name: str) -> dict[str, Any]:
+    return {"name": name, "persistentVolumeClaim": {"claimName": name}}
+
+
+def mounting(
+    path: str, *, storage: str = "s3://own/x", name: str = "data", volumes: Any = ("data",)
+) -> DistillationRun:
+    return run_with(
+        {"uri": storage},
+        trainer__image="x",
+        trainer__volumeMounts=[{"name": name, "mountPath": path}],
+        trainer__podTemplate={"spec": {"volumes": [volume(each) for each in volumes]}},
+    )
+
+
+def keyed(secret: str, key: str) -> dict[str, Any]:
+    return {"endpoint": {**ENDPOINT["endpoint"], "apiKeySecretRef": {"name": secret, "key": key}}}
+
+
+def gpus(limit: Any, processes: int, *, maker: str = "nvidia.com/gpu") -> DistillationRun:
+    return run_with(
+        BUCKET,
+        trainer__image="x",
+        trainer__resourcesPerNode={"limits": {maker: limit, "memory": "64Gi"}},
+        trainer__numProcPerNode=processes,
+    )
+
+
+GOOD = {
+    "a bucket": run_with(BUCKET, trainer__image="x"),
+    "a shared folder": mounting("/shared", storage="file:///shared/runs/a"),
+    "a shared folder, mounted just there": mounting("/shared/runs", storage="file:///shared/runs"),
+    "a shared root": mounting("/shared/", storage="file:///shared/runs"),
+    "a volume": mounting("/data"),
+    "two GPUs, two processes": gpus("2", 2),
+    "no GPU": run_with(BUCKET, trainer__image="x", trainer__numProcPerNode=4),
+    "slices of a GPU": gpus(4, 1, maker="nvidia.com/mig-1g.5gb"),
+    "one key for two models": run_with(
+        BUCKET, trainer__image="x", teacher=keyed("open-ai", "key"), assessor__model=keyed("open-ai", "key")
+    ),
+    "two keys of one Secret": run_with(
+        BUCKET, trainer__image="x", teacher=keyed("keys", "teacher"), assessor__model=keyed("keys", "judge")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(GOOD))
+def test_runs_that_can_be_begun(name: str) -> None:
+    assert problem(GOOD[name]) is None
+
+
+BAD = {
+    "no storage": (run_with(None, trainer__image="x"), ["spec.storage is not set", "--storage-uri"]),
+    "no image": (run_with(BUCKET), ["spec.trainer.image is not set", "--trainer-image"]),
+    "the pod's own folder": (
+        run_with({"uri": "file:///store"}, trainer__image="x"),
+        ["spec.storage.uri (file:///store)", "s3://bucket/prefix", "trainer.volumeMounts"],
+    ),
+    "a volume, but elsewhere": (
+        mounting("/data", storage="file:///store"),
+        ["spec.storage.uri (file:///store) is a folder of the pod itself"],
+    ),
+    "a volume beside it": (mounting("/store-2", storage="file:///store"), ["a folder of the pod itself"]),
+    "fewer processes than GPUs": (gpus(4, 1), ["asks for 4 GPUs", "numProcPerNode is 1", "make them equal"]),
+    "more processes than GPUs": (gpus("1", 4), ["asks for 1 GPUs", "numProcPerNode is 4"]),
+    "GPUs of another maker": (gpus("2", 1, maker="amd.com/gpu"), ["asks for 2 GPUs"]),
+    "a mount of no volume": (mounting("/data", name="date"), ["'date' is no volume", "known there are data"]),
+    "a mount of our scratch": (mounting("/data", name="scratch", volumes=()), ["'scratch' is no volume", "none"]),
+    "a volume called as one of ours": (
+        mounting("/data", name="tmp", volumes=("tmp",)),
+        ["podTemplate.spec.volumes", "'tmp'", "scratch, shared-memory, tmp"],
+    ),
+    "two volumes of one name": (
+        mounting("/data", volumes=("data", "data")),
+        ["podTemplate.spec.volumes", "'data'", "twice"],
+    ),
+    "a mount over one of ours": (mounting("/tmp"), ["spec.trainer.volumeMounts", "/tmp", "another path"]),
+    "a mount over one of ours, in other words": (mounting("/dev/shm/"), ["/dev/shm", "another path"]),
+    "two keys that the trainer could not tell apart": (
+        run_with(BUCKET, trainer__image="x", teacher=keyed("keys", "a-b"), assessor__model=keyed("keys", "a_b")),
+        ["COMD_SECRET_KEYS_A_B", "keys/a-b", "keys/a_b", "rename"],
+    ),
+    "two keys of two Secrets that it could not tell apart": (
+        run_with(BUCKET, trainer__image="x", teacher=keyed("a-b", "c"), augmentor__model=keyed("a", "b-c")),
+        ["COMD_SECRET_A_B_C", "a-b/c", "a/b-c"],
+    ),
+    "more than a variable holds": (
+        run_with(
+            BUCKET,
+            trainer__image="x",
+            trainer__env=[{"name": f"V{number}", "value": "x" * 4000} for number in range(40)],
+        ),
+        ["bytes as JSON", "120000", "trainer.env"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_runs_that_can_not_be_begun(name: str) -> None:
+    run, words = BAD[name]
+    said = problem(run)
+    assert said is not None
+    assert [word for word in words if word not in said] == []
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [
+        (None, None),
+        ({}, None),
+        ({"cpu": "8"}, None),
+        ({"nvidia.com/gpu": 8}, 8),
+        ({"nvidia.com/gpu": "8", "amd.com/gpu": "1"}, 9),
+    ],
+)
+def test_gpus_are_counted(limits: dict[str, Any] | None, count: float | None) -> None:
+    run = run_with(BUCKET, **({"trainer__resourcesPerNode": {"limits": limits}} if limits is not None else {}))
+    assert gpu_count(run.spec.trainer.resources_per_node) == count

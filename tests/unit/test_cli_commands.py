@@ -32,6 +32,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([], "the following arguments are required"),
         (["fly"], "invalid choice: 'fly'"),
         (["run"], "the following arguments are required: file"),
+        (["plan", "a.yaml", "-f", "b.yaml"], "one file, not two"),
         (["run", "x.yaml", "--fast"], "unrecognized arguments: --fast"),
         (["validate"], "the following arguments are required: FILE"),
     ],
@@ -47,6 +48,13 @@ def test_a_wrong_command_line_is_64(argv: list[str], says: str, capsys: pytest.C
 def test_a_missing_file_is_64(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "/nowhere/run.yaml"]) == 64
     assert "/nowhere/run.yaml: there is no such file" in capsys.readouterr().err
+
+
+def test_the_file_may_be_given_as_kubectl_has_it(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-f", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert main(["plan", str(file)]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

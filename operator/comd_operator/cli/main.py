@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
-from comd_api.exit_codes import ComdError, ExitCode, UserError
+from comd_api.exit_codes import ComdError, ExitCode
 from comd_operator.cli.operator import add_options, operator_command
 
 
@@ -90,12 +90,13 @@ def _add_file(command: argparse.ArgumentParser) -> None:
     """By position, or as kubectl has it."""
     command.add_argument("file", type=Path, nargs="?", help="YAML file with one DistillationRun")
     command.add_argument("-f", "--filename", type=Path, metavar="FILE", help="the same, as kubectl has it")
+    command.set_defaults(complain=command.error)
 
 
 def _file_of(arguments: argparse.Namespace) -> Path:
     files = [file for file in (arguments.file, arguments.filename) if file is not None]
     if len(files) != 1:
-        raise UserError(f"comd {arguments.command} takes one FILE" + (", not two" if files else "; none was given"))
+        arguments.complain("one file, not two" if files else "the following arguments are required: file")
     return Path(files[0])
 
 

@@ -35,12 +35,13 @@ def job_object(
     conditions: list[Any] | None = None,
     deleting: float | None = None,
     owner: str | None = RUN_UID,
+    uid: str = JOB_UID,
     own_labels: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "name": "tiny-round-1-a2",
         "namespace": "team",
-        "uid": JOB_UID,
+        "uid": uid,
         "resourceVersion": "7",
         "creationTimestamp": at(0),
         "labels": {

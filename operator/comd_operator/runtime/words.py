@@ -1,6 +1,7 @@
 """Why a Job has no pods, in the words of Kueue's Workload or of the Job's events. Asked for only while a Job waits, and ever more
 seldom: what ends the wait is seen on the Job itself, at once."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +16,15 @@ NO_WORKLOAD_SECONDS = 5.0
 """Kueue makes a Job's Workload within a fraction of a second; for a Job that it can't queue it makes none, and says so only in
 its log."""
 FIRST_LOOK_SECONDS, LONGEST_SECONDS = 1.0, 30.0
+MOST_PER_SECOND = 5.0
+"""Of all waiting Jobs together, in the long run: each is asked about more seldom where there are many."""
+FORGOTTEN_SECONDS = 600.0
+"""A Job that nobody has asked about for so long after it was due is gone."""
+_NEVER = re.compile(
+    r"(?:insufficient quota for \S+|untolerated taint [^,]*?) in flavor ([^\s,]+)|flavor (\S+) doesn't match node affinity"
+)
+"""Why a flavor of a ClusterQueue can never be given: more than its maximum, or not for such pods."""
+_NOT_NOW = re.compile(r"insufficient unused quota for \S+ in flavor ([^\s,]+)")
 
 
 def of_workload(workload: Mapping[str, Any] | None, *, job: JobRecord, now: datetime) -> Wait | None:
@@ -25,21 +35,28 @@ def of_workload(workload: Mapping[str, Any] | None, *, job: JobRecord, now: date
         words = "Kueue made no Workload for it; check that Kueue runs and that the priority class exists"
         return Wait(reason="NoWorkload", message=words, stuck=True)
     conditions = {entry["type"]: entry for entry in workload.get("status", {}).get("conditions", [])}
+    evicted, reserved = conditions.get("Evicted", {}), conditions.get("QuotaReserved", {})
+    out = evicted.get("status") == "True"
     if not workload.get("spec", {}).get("active", True):
-        reason = conditions.get("Evicted", {}).get("reason", "Deactivated")
-        words = conditions.get("Evicted", {}).get("message", "the Workload is deactivated")
+        reason, words = (
+            (evicted["reason"], evicted["message"]) if out else ("Deactivated", "the Workload is deactivated")
+        )
         return Wait(reason=reason, message=words, stuck=True)
-    for kind, held in (("Evicted", "True"), ("QuotaReserved", "False")):
-        condition = conditions.get(kind, {})
-        if condition.get("status") == held:
-            return _of_condition(condition)
-    return None
+    held = _of_condition(reserved) if reserved.get("status") == "False" else None
+    if out and (held is None or not held.stuck):
+        return _of_condition(evicted)
+    return held
 
 
 def _of_condition(condition: Mapping[str, Any]) -> Wait:
-    message = str(condition.get("message", ""))
-    never = "doesn't exist" in message or "maximum capacity" in message
-    return Wait(reason=condition.get("reason") or "Pending", message=message, stuck=never)
+    reason, message = condition.get("reason") or "Pending", str(condition.get("message", ""))
+    return Wait(reason=reason, message=message, stuck=reason == "Inadmissible" or _can_never_be(message))
+
+
+def _can_never_be(message: str) -> bool:
+    """Whether no flavor can ever be given: one that is only in use now can."""
+    never = {name for names in _NEVER.findall(message) for name in names if name}
+    return "unavailable in ClusterQueue" in message or (bool(never) and never.issuperset(_NOT_NOW.findall(message)))
 
 
 def of_events(events: Sequence[Mapping[str, Any]], *, suspended: bool) -> Wait | None:
@@ -65,6 +82,7 @@ class Words:
     def __init__(self, *, api: Api) -> None:
         self._api = api
         self._heard: dict[str, _Heard] = {}
+        self._swept = 0.0
         self._workloads_version: str | None = None
         self._workloads_readable = True
 
@@ -77,12 +95,25 @@ class Words:
         if heard is not None and clock - heard.looked < heard.pause:
             return heard.wait, heard.pause - (clock - heard.looked)
         wait = await self._ask(job, now=now)
-        same = heard is not None and heard.wait == wait and wait is not None
-        pause = min(LONGEST_SECONDS, heard.pause * 2) if heard is not None and same else FIRST_LOOK_SECONDS
-        if wait is not None and heard is not None and heard.wait is not None and not same:
-            pause = LONGEST_SECONDS  # Words that change all the time are not written down all the time.
+        longest = max(LONGEST_SECONDS, len(self._heard) / MOST_PER_SECOND)
+        if heard is None or (heard.wait is None and wait is not None):
+            pause = FIRST_LOOK_SECONDS
+        elif heard.wait == wait:
+            pause = min(longest, heard.pause * 2)
+        else:
+            pause = longest  # Words that change all the time are not written down all the time.
         self._heard[job.uid] = _Heard(wait, clock, pause)
+        self._sweep(clock)
         return wait, pause
+
+    def _sweep(self, clock: float) -> None:
+        """Lets go of Jobs that vanished while they waited."""
+        if clock - self._swept < FORGOTTEN_SECONDS:
+            return
+        self._swept = clock
+        old = [uid for uid, heard in self._heard.items() if clock - heard.looked > heard.pause + FORGOTTEN_SECONDS]
+        for uid in old:
+            del self._heard[uid]
 
     async def _ask(self, job: JobRecord, *, now: datetime) -> Wait | None:
         if job.suspended and job.queue is not None and self._workloads_readable:
@@ -90,6 +121,7 @@ class Words:
                 return of_workload(await self._workload(job), job=job, now=now)
             except ApiError as error:
                 if error.status == 404:
+                    self._workloads_version = None
                     return Wait(
                         reason="NoKueue", message="spec.queue is set, but this cluster has no Kueue", stuck=True
                     )

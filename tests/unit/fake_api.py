@@ -1,6 +1,6 @@
 """An API server of a few answers, for what asks it or writes to it. What a real one does is tested on a real one (tests/api)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from comd_operator.runtime.api import ApiError
@@ -14,7 +14,7 @@ class Call(NamedTuple):
 
 
 class FakeApi:
-    """Gives the answers of a table, in which a list is used up one by one, and keeps what it was asked."""
+    """Gives the answers of a table, in which a list is used up one by one, else what it was sent; and keeps what it was asked."""
 
     def __init__(self, answers: Mapping[tuple[str, str], Any] | None = None) -> None:
         self.answers = dict(answers or {})
@@ -39,11 +39,11 @@ class FakeApi:
 
     def _answer(self, verb: str, path: str, body: Any) -> Any:
         self.calls.append(Call(verb, path, body))
-        answer = self.answers.get((verb, path), body)
+        if (verb, path) not in self.answers:
+            return body
+        answer = self.answers[verb, path]
         if isinstance(answer, list):
             answer = answer.pop(0) if len(answer) > 1 else answer[0]
-        if isinstance(answer, Callable):  # type: ignore[arg-type]
-            answer = answer()
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -20,7 +20,7 @@ from comd_operator.runtime.api import Api, ApiError, namespaced
 log = logging.getLogger(__name__)
 
 COLLISION_SECONDS, REFUSAL_SECONDS = 10.0, 30.0
-"""Until it is tried again: an earlier run's Job may be on its way out, a quota may be raised."""
+"""Until it is tried again: an earlier run's Job may be on its way out or a webhook be started again; a quota may be raised."""
 _MAX_EVENT = 1024
 
 
@@ -76,11 +76,10 @@ class Writer:
                 return found
             if error.status == 404 or (error.status == 403 and "being terminated" in error.message):
                 raise GoneError from error
-            if error.status in (400, 403, 422):
-                reason = {403: "Forbidden"}.get(error.status, "Invalid")
-                message = f"{what} {name} was refused: {error.message}"[:_MAX_EVENT]
-                raise ObstacleError(Obstacle(reason=reason, message=message, seconds=REFUSAL_SECONDS)) from error
-            raise
+            obstacle = _obstacle(error, what=f"{what} {name}")
+            if obstacle is None:
+                raise
+            raise ObstacleError(obstacle) from error
 
     async def delete_job(self, child: Child, *, namespace: str) -> None:
         """Waits for its pods to go, so that its successor is not begun beside them; but not for those of a lost node."""
@@ -150,6 +149,17 @@ class Writer:
                 await self._api.patch(f"{path}/{name}", again, content_type="application/merge-patch+json")
         except ApiError as error:
             log.warning("event %s could not be written: %s", event.reason, error)
+
+
+def _obstacle(error: ApiError, *, what: str) -> Obstacle | None:
+    """What the user has to know of a refusal; None when trying again is all there is to it."""
+    message = f"{what} was refused: {error.message}"[:_MAX_EVENT]
+    if error.status == 500 and "failed calling webhook" in error.message:
+        return Obstacle(reason="WebhookFailed", message=message, seconds=COLLISION_SECONDS)
+    if error.status in (400, 403, 422):
+        reason = "Forbidden" if error.status == 403 else "Invalid"
+        return Obstacle(reason=reason, message=message, seconds=REFUSAL_SECONDS)
+    return None
 
 
 def _must_be_ours(run: DistillationRun, found: dict[str, Any], *, what: str) -> None:

@@ -53,6 +53,7 @@ def test_a_path_that_could_leave_the_store_is_refused_by_all_methods(store: Stor
     local.write_bytes(b"x")
     for call in (
         lambda: store.read(path),
+        lambda: store.read_range(path, start=0, size=1),
         lambda: store.write(path, b""),
         lambda: store.write(path, b"", if_absent=True),
         lambda: store.upload(local, path),
@@ -76,12 +77,16 @@ def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         store.read("no/such")
     with pytest.raises(FileNotFoundError):
+        store.read_range("no/such", start=0, size=1)
+    with pytest.raises(FileNotFoundError):
         store.download("no/such", tmp_path / "down")
     assert not (tmp_path / "down").exists()
     store.write("no/such/file", b"x")
     assert store.stat("no/such") is None, "a folder is no file"
     with pytest.raises(FileNotFoundError):
         store.read("no/such")
+    with pytest.raises(FileNotFoundError):
+        store.read_range("no/such", start=0, size=1)
 
 
 def test_a_prefix_is_a_folder_and_lists_are_sorted_and_whole(store: Store) -> None:
@@ -162,3 +167,25 @@ def test_a_store_can_be_handed_to_another_process(store: Store) -> None:
     copy: Store = pickle.loads(pickle.dumps(store))  # what multiprocessing does with an argument
     assert copy.uri == store.uri
     assert copy.read("a") == b"x"
+
+
+@ONCE
+@given(data=st.binary(min_size=1, max_size=50), start=st.integers(0, 60), size=st.integers(0, 60))
+def test_a_range_is_what_a_slice_is(store: Store, data: bytes, start: int, size: int) -> None:
+    store.write("a/b", data)
+    assert store.read_range("a/b", start=start, size=size) == data[start : start + size]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(marks=st.lists(st.text("0ab./é", max_size=4), max_size=5))
+def test_a_listing_in_parts_is_the_listing(store: Store, marks: list[str]) -> None:
+    for name in ("a", "a.b", "aa/a", "b", "é/0"):
+        store.write(f"folder/{name}", b"x")
+    store.write("folder.txt", b"outside")
+    assert list(store.list("folder", marks=marks)) == list(store.list("folder"))
+
+
+def test_a_probe_leaves_nothing(store: Store) -> None:
+    store.write("run/kept", b"x")
+    store.probe("run/preflight")
+    assert [file.path for file in store.list("")] == ["run/kept"]

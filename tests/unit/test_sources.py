@@ -158,6 +158,6 @@ def test_a_folder_that_may_not_be_read(sources: Sources, root: Path, monkeypatch
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))  # root, as tests may be, is never refused
 
-    monkeypatch.setattr("comd_trainer.store.sources.sha256_of", refuse)
+    monkeypatch.setattr("comd_trainer.store.listing.sha256_of", refuse)
     with pytest.raises(UserError, match=r"spec\.data\.images: .*images can't be used \(Permission denied\)"):
         sources.fingerprint("images", field="spec.data.images")

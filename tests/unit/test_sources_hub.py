@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,15 @@ class Hub(BaseHTTPRequestHandler):
         elif "broken" in path:
             self._reply(500, b"")
         elif path.startswith("/api/models/owner/name/tree/"):
+            below = path.removeprefix("/api/models/owner/name/tree/").partition("/")[2]
             entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in FILES.items()
+                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                for name, data in FILES.items()
+                if name.startswith(below)
             ]
-            self._reply(200, json.dumps(entries).encode())
+            self._reply(200, json.dumps(entries).encode()) if entries else self._reply(
+                404, b"", {"X-Error-Code": "EntryNotFound"}
+            )
         elif path in (
             "/api/models/owner/name",
             "/api/models/owner/name/revision/main",
@@ -41,6 +47,11 @@ class Hub(BaseHTTPRequestHandler):
             self._reply(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
         elif path.startswith(f"/owner/name/resolve/{COMMIT}/"):
             name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/")
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted and name != "data/a.jsonl":  # that one is served by a part of the hub that knows no ranges
+                first, last = int(wanted[1]), int(wanted[2])
+                self._reply(206 if first < len(FILES[name]) else 416, FILES[name][first : last + 1])
+                return
             self._reply(200, FILES[name], {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT})
         elif "/revision/" in path and path.startswith("/api/models/owner/name/"):
             self._reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
@@ -80,13 +91,16 @@ storage = Storage(uri=Path(sys.argv[1]).as_uri())
 sources = Sources(storage, open_store(storage.uri, storage.s3), Path(sys.argv[1]) / "cache")
 for name, source in (pair.split("=", 1) for pair in sys.argv[2:]):
     try:
-        print(json.dumps(str(getattr(sources, name)(source, field="spec.teacher.checkpoint"))))
+        found = getattr(sources, name)(source, field="spec.teacher.checkpoint")
+        if name == "listing":
+            found = {path: [entry.size, found.read(path, start=1, size=3).decode()] for path, entry in found.files.items()}
+        print(json.dumps(found if isinstance(found, dict) else str(found)))
     except ComdError as error:
         print(json.dumps([int(error.exit_code), str(error)]))
 """
 
 
-def ask(folder: Path, endpoint: str, *questions: str, **environment: str) -> list[str | list[object]]:
+def ask(folder: Path, endpoint: str, *questions: str, **environment: str) -> list[Any]:
     """In a process of its own, because the client reads its endpoint when it is imported."""
     variables = {
         **os.environ,
@@ -136,6 +150,43 @@ def test_snapshots_fingerprints_and_a_hub_that_is_away(tmp_path: Path, endpoint:
     )
 
 
+def test_a_listing_reads_bytes_and_fetches_nothing(tmp_path: Path, endpoint: str) -> None:
+    pinned = hub.at_commit("hf://owner/name", COMMIT, field="f")
+    whole, below, missing = ask(
+        tmp_path, endpoint, f"listing={pinned}", f"listing={pinned}/data", f"listing={pinned}/no-such"
+    )
+    assert whole == {
+        "config.json": [2, "}"],
+        "model.safetensors": [7, "eig"],
+        "data/a.jsonl": [3, "}\n"],
+    }, "pickles are never looked at"
+    assert below == {"a.jsonl": [3, "}\n"]}
+    assert missing[0] == 64
+    assert "spec.teacher.checkpoint" in missing[1]
+    assert "no folder 'no-such'" in missing[1]
+    assert not list((tmp_path / "hf").rglob("model.safetensors"))
+
+
+def test_without_a_network_the_snapshot_is_listed(tmp_path: Path, endpoint: str) -> None:
+    pinned = hub.at_commit("hf://owner/name", COMMIT, field="f")
+    ask(tmp_path, endpoint, f"folder={pinned}")
+    [found] = ask(tmp_path, "http://127.0.0.1:9", f"listing={pinned}", HF_HUB_OFFLINE="1")
+    assert found["model.safetensors"] == [7, "eig"]
+
+
+@pytest.mark.parametrize(
+    ("source", "pinned"),
+    [
+        ("hf://o/n", "hf://o/n@c"),
+        ("hf://o/n@main", "hf://o/n@c"),
+        ("hf://datasets/o/n@refs%2Fpr%2F1/a/b.json", "hf://datasets/o/n@c/a/b.json"),
+    ],
+)
+def test_a_source_at_a_commit(source: str, pinned: str) -> None:
+    assert hub.at_commit(source, "c", field="f") == pinned
+    assert hub.at_commit(pinned, "c", field="f") == pinned
+
+
 @pytest.mark.parametrize(
     ("source", "code", "says"),
     [
@@ -146,7 +197,10 @@ def test_snapshots_fingerprints_and_a_hub_that_is_away(tmp_path: Path, endpoint:
     ],
 )
 def test_what_the_hub_refuses(tmp_path: Path, endpoint: str, source: str, code: int, says: str) -> None:
-    for answer in ask(tmp_path, endpoint, f"folder={source}", f"fingerprint={source}"):
+    asked = ["folder", "fingerprint"] + (
+        ["listing"] if code == 64 else []
+    )  # the client repeats listings for 20 seconds
+    for answer in ask(tmp_path, endpoint, *(f"{name}={source}" for name in asked)):
         assert answer[0] == code, answer
         assert re.fullmatch(rf"spec\.teacher\.checkpoint: .*{source}.*", str(answer[1]))
         assert says in str(answer[1])

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from comd_api.exit_codes import UserError
 from comd_trainer.store.errors import local_errors
-from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked
+from comd_trainer.store.stores import PROBE, STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
 
 _TEMPORARY = ".comd-partial-"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -41,7 +41,8 @@ class FileStore:
     def local_path(self, path: str) -> Path:
         return self._root / checked(path, field=self._field)
 
-    def list(self, prefix: str) -> Iterator[StoredFile]:
+    def list(self, prefix: str, *, marks: Sequence[str] = ()) -> Iterator[StoredFile]:
+        del marks  # nothing to gain here
         top = self.local_path(prefix) if prefix else self._root
         with local_errors(top, field=self._field):
             files = [file for folder, _, names in os.walk(top) for file in self._stat_all(Path(folder), names)]
@@ -56,12 +57,22 @@ class FileStore:
         return self.stat(path) is not None
 
     def read(self, path: str) -> bytes:
-        local = self.local_path(path)
-        with local_errors(local, field=self._field):
-            try:
-                return local.read_bytes()
-            except (IsADirectoryError, NotADirectoryError) as error:
-                raise FileNotFoundError(errno.ENOENT, "no such file", str(local)) from error
+        return self._read(path, start=0, size=-1)
+
+    def read_range(self, path: str, *, start: int, size: int) -> bytes:
+        return self._read(path, start=start, size=size)
+
+    def probe(self, prefix: str) -> None:
+        path = probe_path(prefix)
+        try:
+            next(self.list(prefix), None)
+            # With `if_absent`, which needs hard links and so more than a plain write does.
+            if not self.write(path, PROBE, if_absent=True) or self.read(path) != PROBE:
+                raise UserError(
+                    f"{self._field}: {self.uri_of(path)} does not read as it was written; use another folder"
+                )
+        finally:
+            self.delete(path)
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         def fill(temporary: Path) -> None:
@@ -99,6 +110,16 @@ class FileStore:
         local = self.local_path(path)
         with local_errors(local, field=self._field):
             local.unlink(missing_ok=True)
+
+    def _read(self, path: str, *, start: int, size: int) -> bytes:
+        local = self.local_path(path)
+        with local_errors(local, field=self._field):
+            try:
+                with local.open("rb") as file:
+                    file.seek(start)
+                    return file.read(size)
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(local)) from error
 
     def _put(self, path: str, fill: Callable[[Path], None], *, if_absent: bool) -> bool:
         target = self.local_path(path)

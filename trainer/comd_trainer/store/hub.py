@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from comd_api.exit_codes import TryAgainError, UserError
+from comd_trainer.store.hashing import fold
+from comd_trainer.store.listing import Entry, Listing, below, local_listing
 
 _PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
 """Weights in formats that we never load: safetensors only, left on the hub."""
@@ -39,6 +42,19 @@ def parse(source: str, *, field: str) -> HubSource:
     return HubSource(kind=kind, repository=f"{owner}/{name}", revision=unquote(revision) or None, path=path.strip("/"))
 
 
+def at_commit(source: str, commit: str, *, field: str) -> str:
+    """The same source, at a commit in place of a branch or tag that may move."""
+    found = parse(source, field=field)
+    kind = "datasets/" if found.kind == "dataset" else ""
+    path = f"/{found.path}" if found.path else ""
+    return f"hf://{kind}{found.repository}@{quote(commit, safe='')}{path}"
+
+
+def fingerprint(source: str, *, field: str) -> str:
+    """The commit, and the path there."""
+    return fold([("hub", commit_of(source, field=field), parse(source, field=field).path)])
+
+
 def commit_of(source: str, *, field: str) -> str:
     """Hex digest of the commit that the source stands for now. Without a network, of the one that is here."""
     from huggingface_hub import HfApi
@@ -64,6 +80,83 @@ def fetch(source: str, *, field: str) -> Path:
     if not local.exists():
         raise UserError(f"{field}: {source} is not there: {wanted.repository} has nothing at {wanted.path!r}")
     return local
+
+
+def listing(source: str, *, field: str) -> Listing:
+    """What a folder on the hub holds, without fetching it; pickled weights aside, as `fetch`. Without a network, the snapshot that
+    is here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HTTPError,
+        OfflineModeIsEnabled,
+    )
+    from huggingface_hub.hf_api import RepoFile
+
+    wanted = parse(source, field=field)
+    with _hub_errors(source, field=field):
+        try:
+            tree = HfApi().list_repo_tree(
+                wanted.repository,
+                wanted.path or None,
+                recursive=True,
+                revision=wanted.revision,
+                repo_type=wanted.kind,
+            )
+            found = [entry for entry in tree if isinstance(entry, RepoFile)]
+        except EntryNotFoundError:
+            found = []
+        except HfHubHTTPError:
+            raise  # the hub answered
+        except (OfflineModeIsEnabled, HTTPError):
+            folder = _snapshot(wanted, local_only=True) / wanted.path
+            return local_listing(folder, source=source, field=field)
+    if not found:
+        raise UserError(
+            f"{field}: {source} is not there: {wanted.repository} has no folder {wanted.path!r}; correct the path"
+        )
+    files = {
+        below(entry.path, wanted.path): Entry(
+            size=entry.size, content=entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
+        )
+        for entry in found
+        if not (wanted.kind == "model" and any(fnmatch(entry.path, pattern) for pattern in _PICKLES))
+    }
+
+    def read_range(path: str, start: int, size: int) -> bytes:
+        with _hub_errors(source, field=field):
+            return _read(wanted, f"{wanted.path}/{path}" if wanted.path else path, start=start, size=size)
+
+    return Listing(
+        source=source,
+        field=field,
+        files=files,
+        read_range=read_range,
+        fingerprint=lambda: fingerprint(source, field=field),
+    )
+
+
+def _read(wanted: HubSource, path: str, *, start: int, size: int) -> bytes:
+    """Some bytes of a file. A server that does not know ranges is not listened to for longer than to their end."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    if size <= 0:
+        return b""
+    url = hf_hub_url(wanted.repository, path, repo_type=wanted.kind, revision=wanted.revision)
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+        if response.status_code == 416:
+            return b""
+        hf_raise_for_status(response)
+        skipped = start if response.status_code == 200 else 0
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) >= skipped + size:
+                break
+    return bytes(data[skipped : skipped + size])
 
 
 def _snapshot(wanted: HubSource, *, local_only: bool) -> Path:

@@ -13,6 +13,7 @@ from comd_trainer.store.stores import DamagedError
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _TAKEN = {"PreconditionFailed", "412"}
+_PAST_END = {"InvalidRange", "416"}
 _KEYS = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -20,6 +21,7 @@ _KEYS = {
     "InvalidToken",
     "AuthFailure",
     "InvalidSecurity",
+    "XAdminUserNotFound",  # versitygw's
 }
 _DENIED = {
     "AccessDenied",
@@ -47,6 +49,18 @@ _BUSY = {
     "ConditionalRequestConflict",
     "OperationAborted",
 }
+RIGHTS = {
+    "ListObjectsV2": "s3:ListBucket",
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject",
+    "PutObject": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "DeleteObject": "s3:DeleteObject",
+}
+"""What each of our requests needs to be allowed."""
 _NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError, boto.ProfileNotFound)
 _AWAY = (
     boto.ConnectionError,
@@ -69,6 +83,16 @@ def is_missing(error: ClientError) -> bool:
 def is_taken(error: ClientError) -> bool:
     """Whether a conditional put was refused because the key exists."""
     return code_of(error) in _TAKEN
+
+
+def is_denied(error: ClientError) -> bool:
+    """Whether the credentials are known but lack a right."""
+    return code_of(error) in _DENIED and error.operation_name in RIGHTS
+
+
+def is_past_end(error: ClientError) -> bool:
+    """Whether a range was asked for that begins behind the object's end."""
+    return code_of(error) in _PAST_END
 
 
 def explain_s3(error: Exception, *, uri: str, field: str) -> ComdError | None:
@@ -112,9 +136,10 @@ def _explain_reply(error: ClientError, *, uri: str, field: str) -> ComdError | N
             f"{field}: the S3 credentials are refused for {uri} ({detail}); correct the access key and its secret"
         )
     if code in _DENIED:
+        right = RIGHTS.get(error.operation_name, "every request that comd makes")
+        where = uri if right != "s3:ListBucket" else f"s3://{uri.removeprefix('s3://').partition('/')[0]}"
         return UserError(
-            f"{field}: access to {uri} is denied ({detail}); "
-            "the key needs s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there"
+            f"{field}: access to {uri} is denied ({detail}, on {error.operation_name}); allow {right} on {where}"
         )
     if code == "RequestTimeTooSkewed":
         return UserError(

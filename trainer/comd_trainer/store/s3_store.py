@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ from urllib3.exceptions import HTTPError
 from comd_api.exit_codes import UserError
 from comd_api.run import S3Options
 from comd_trainer.store.errors import local_errors
-from comd_trainer.store.s3_errors import is_missing, is_taken, s3_errors
-from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked
+from comd_trainer.store.hashing import in_parallel
+from comd_trainer.store.s3_errors import is_missing, is_past_end, is_taken, s3_errors
+from comd_trainer.store.s3_rights import probe_rights
+from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,6 +37,7 @@ PART_BYTES = 8 << 20
 """Files above this travel in parts; AWS's guide advises ranges of 8 to 16 MB. s3transfer enlarges it for files of more
 than 10,000 parts."""
 THREADS = 16
+LISTS_AT_ONCE = 8
 
 
 class S3Store:
@@ -66,12 +70,33 @@ class S3Store:
         checked(path, field=self._field)
         return None
 
-    def list(self, prefix: str) -> Iterator[StoredFile]:
+    def list(self, prefix: str, *, marks: Sequence[str] = ()) -> Iterator[StoredFile]:
         start = self._key(prefix) + "/" if prefix else self._key_prefix
-        with s3_errors(uri=self.uri_of(prefix), field=self._field):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+        if not marks:
+            yield from self._listed(start, after="", until="")
+            return
+        # A service gives a thousand names for each request, and the next thousand only after it.
+        cuts = ["", *sorted({start + mark for mark in marks}, key=str.encode), ""]
+        parts = in_parallel(
+            lambda cut: list(self._listed(start, after=cut[0], until=cut[1])), pairwise(cuts), threads=LISTS_AT_ONCE
+        )
+        for part in parts:
+            yield from part
+
+    def _listed(self, start: str, *, after: str, until: str) -> Iterator[StoredFile]:
+        """Objects whose keys begin with `start`, from behind the key `after` up to and with the key `until`; no bound where it is
+        empty."""
+        options = {"StartAfter": after} if after else {}
+        with s3_errors(uri=f"s3://{self._bucket}/{start}".rstrip("/"), field=self._field):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket,
+                Prefix=start,
+                **options,  # type: ignore[arg-type]
+            )
             for page in pages:
                 for entry in page.get("Contents", ()):
+                    if until and entry["Key"].encode() > until.encode():
+                        return
                     if not entry["Key"].endswith("/"):  # what consoles make to show an empty folder
                         yield self._stored_file(entry["Key"], size=entry["Size"], etag=entry["ETag"])
 
@@ -89,16 +114,32 @@ class S3Store:
         return self.stat(path) is not None
 
     def read(self, path: str) -> bytes:
+        return self._read(path)
+
+    def read_range(self, path: str, *, start: int, size: int) -> bytes:
+        return self._read(path, Range=f"bytes={start}-{start + size - 1}") if size > 0 else b""
+
+    def _read(self, path: str, **options: str) -> bytes:
         key = self._key(path)
         with s3_errors(uri=self.uri_of(path), field=self._field):
             for attempt in range(BODY_ATTEMPTS):
-                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+                try:
+                    body = self._client.get_object(Bucket=self._bucket, Key=key, **options)["Body"]  # type: ignore[arg-type]
+                except ClientError as error:
+                    if is_past_end(error):
+                        return b""
+                    raise
                 try:
                     return body.read()
                 except (BotoCoreError, HTTPError):
                     if attempt == BODY_ATTEMPTS - 1:
                         raise
         raise AssertionError("unreachable")
+
+    def probe(self, prefix: str) -> None:
+        path = probe_path(prefix)
+        with s3_errors(uri=self._uri, field=self._field):
+            probe_rights(self._client, bucket=self._bucket, key=self._key(path), uri=self._uri, field=self._field)
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         key = self._key(path)

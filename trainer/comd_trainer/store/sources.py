@@ -3,9 +3,8 @@
 A source that is the prefix of an artifact (a student of another run, say) stands for the artifact's files, verified.
 """
 
-import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,11 +15,19 @@ from comd_trainer.store import hub
 from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact
 from comd_trainer.store.cache import CACHE_FIELD, locked
 from comd_trainer.store.errors import local_errors
-from comd_trainer.store.hashing import fold, in_parallel, sha256_of
+from comd_trainer.store.hashing import in_parallel
+from comd_trainer.store.listing import (
+    Listing,
+    artifact_listing,
+    below,
+    fingerprint_artifact,
+    fingerprint_listed,
+    fingerprint_local,
+    local_listing,
+    stored_listing,
+)
 from comd_trainer.store.stores import OnBytes, Store, StoredFile, open_store, path_problem
 
-HASHES_AT_ONCE = 4
-HASHES_PER_TASK = 64
 FILES_AT_ONCE = 32
 """Images are small: many requests have to be on their way to fill a line."""
 
@@ -60,40 +67,42 @@ class Sources:
             return artifact.folder(on_bytes=on_bytes)
         local = self._local(source, field=field)
         if local is not None:
-            if not local.is_dir():
-                raise UserError(
-                    f"{field}: {source} is a file, and a folder is needed here; name the folder that holds it"
-                )
-            return local
+            return _folder(local, source=source, field=field)
         store, path = self._remote(source, field=field)
-        files = list(store.list(path))
-        if not files:
-            wrong = (
-                "is a file, and a folder is needed here; name the folder that holds it"
-                if store.stat(path)
-                else "is not there; " + _RIGHT
-            )
-            raise UserError(f"{field}: {source} {wrong}")
-        return self._bring(store, files, top=path, on_bytes=on_bytes)
+        return self._bring(store, _files_below(store, path, source=source, field=field), top=path, on_bytes=on_bytes)
+
+    def listing(self, source: str, *, field: str = "spec", marks: Sequence[str] = ()) -> Listing:
+        """What a folder holds, without fetching it. `marks`: see `Store.list`. Errors: as `folder`."""
+        if source.startswith("hf://"):
+            return hub.listing(source, field=field)
+        artifact = self._artifact(source, field=field)
+        if artifact is not None:
+            return artifact_listing(artifact, source=source, field=field)
+        local = self._local(source, field=field)
+        if local is not None:
+            return local_listing(_folder(local, source=source, field=field), source=source, field=field)
+        store, path = self._remote(source, field=field)
+        files = _files_below(store, path, source=source, field=field, marks=marks)
+        return stored_listing(store, files, top=path, source=source, field=field)
 
     def fingerprint(self, source: str, *, field: str = "spec") -> str:
         """Changes when the content does, `sha256:…`. Local files: names and contents, wherever they lie. A bucket's:
         names, sizes and ETags, for reading them all would take hours. The hub's: the commit."""
         if source.startswith("hf://"):
-            return fold([("hub", hub.commit_of(source, field=field), hub.parse(source, field=field).path)])
+            return hub.fingerprint(source, field=field)
         artifact = self._artifact(source, field=field)
         if artifact is not None:
-            return fold(sorted((entry.path, entry.sha256) for entry in artifact.manifest.files))
+            return fingerprint_artifact(artifact)
         local = self._local(source, field=field)
         if local is not None:
             with local_errors(local, field=field):
-                return _fingerprint_local(local)
+                return fingerprint_local(local)
         store, path = self._remote(source, field=field)
         found = store.stat(path)
         files = [found] if found is not None else list(store.list(path))
         if not files:
             raise UserError(f"{field}: {source} is not there; {_RIGHT}")
-        return _fingerprint_listed(files, top=path)
+        return fingerprint_listed(files, top=path)
 
     def _local(self, source: str, *, field: str) -> Path | None:
         """The file or folder, if it lies on this machine; None if it lies in a bucket."""
@@ -141,15 +150,15 @@ class Sources:
     def _bring(self, store: Store, files: list[StoredFile], *, top: str, on_bytes: OnBytes | None) -> Path:
         """A local copy of `files`, named below `top`, in a folder that is named by what it holds. Ranks wait for the
         first that wants it; after an interruption the files that had arrived are kept."""
-        name = _fingerprint_listed(files, top=store.uri_of(top)).removeprefix("sha256:")
+        name = fingerprint_listed(files, top=store.uri_of(top)).removeprefix("sha256:")
         done = self.cache_dir / "sources" / name
         partial = self.cache_dir / "partial" / name
 
         def bring(file: StoredFile) -> None:
-            below = _below(file.path, top)
-            if path_problem(below):
+            name = below(file.path, top)
+            if path_problem(name):
                 raise UserError(f"{store.uri_of(file.path)!r} has a name that no folder can hold; rename it")
-            local = partial / below
+            local = partial / name
             if not (local.exists() and local.stat().st_size == file.size):
                 store.download(file.path, local, size=file.size, on_bytes=on_bytes)
 
@@ -159,12 +168,13 @@ class Sources:
             with locked(self.cache_dir / "locks" / name):
                 if not done.exists():
                     in_parallel(bring, files, threads=FILES_AT_ONCE)
-                    _keep_only(partial, {partial / _below(file.path, top) for file in files})
+                    _keep_only(partial, {partial / below(file.path, top) for file in files})
                     done.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(partial, done)
         return done
 
 
+_IS_FILE = "is a file, and a folder is needed here; name the folder that holds it"
 _RIGHT = (
     "write s3://bucket/path, file:///absolute/path, hf://owner/name[@revision], or a path below spec.storage.uri "
     "that exists"
@@ -179,6 +189,20 @@ def _inside(source: str, *, field: str) -> str:
     return path
 
 
+def _folder(local: Path, *, source: str, field: str) -> Path:
+    if not local.is_dir():
+        raise UserError(f"{field}: {source} {_IS_FILE}")
+    return local
+
+
+def _files_below(store: Store, path: str, *, source: str, field: str, marks: Sequence[str] = ()) -> list[StoredFile]:
+    files = list(store.list(path, marks=marks))
+    if not files:
+        wrong = _IS_FILE if store.stat(path) else "is not there; " + _RIGHT
+        raise UserError(f"{field}: {source} {wrong}")
+    return files
+
+
 def _any(store: Store, prefix: str) -> bool:
     return next(iter(store.list(prefix)), None) is not None
 
@@ -188,37 +212,3 @@ def _keep_only(folder: Path, wanted: set[Path]) -> None:
     for path in list(folder.rglob("*")):
         if path.is_file() and path not in wanted:
             path.unlink()
-
-
-def _below(path: str, top: str) -> str:
-    return path.removeprefix(f"{top}/") if top else path
-
-
-def _fingerprint_listed(files: list[StoredFile], *, top: str) -> str:
-    return fold([("listed", top), *sorted((file.path, file.size, file.etag) for file in files)])
-
-
-def _fingerprint_local(local: Path) -> str:
-    """Of one file: its bytes, whatever its name. Of a folder: the relative paths and contents of all that it holds."""
-    if not local.is_dir():
-        return "sha256:" + sha256_of(local)
-    files = list(_walk(local, above=()))
-    batches = [files[start : start + HASHES_PER_TASK] for start in range(0, len(files), HASHES_PER_TASK)]
-    digests = in_parallel(lambda batch: [sha256_of(file) for file in batch], batches, threads=HASHES_AT_ONCE)
-    hashed = zip(files, itertools.chain.from_iterable(digests), strict=True)
-    return fold(sorted((file[len(str(local)) + 1 :], digest) for file, digest in hashed))
-
-
-def _walk(folder: str | Path, *, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """All files below, through links; a link to a folder that we are in already is not followed. Strings, because a
-    Path for each of 100,000 images takes longer than to hash them."""
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, above=(*above, here))
-            elif entry.is_file():
-                yield entry.path

@@ -4,7 +4,8 @@ A path is relative to the store's URI, uses `/`, and has no `.`, `..` or empty p
 a folder.
 """
 
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -49,8 +50,9 @@ class Store(Protocol):
         """What a user would call `path`."""
         ...
 
-    def list(self, prefix: str) -> Iterator[StoredFile]:
-        """Files at any depth below `prefix`, sorted by path. None of them when there is no such folder."""
+    def list(self, prefix: str, *, marks: Sequence[str] = ()) -> Iterator[StoredFile]:
+        """Files at any depth below `prefix`, sorted by path. None of them when there is no such folder. `marks`: paths below
+        `prefix`, there or not, at which a long listing may be cut so that its parts are asked for side by side."""
         ...
 
     def stat(self, path: str) -> StoredFile | None:
@@ -60,6 +62,15 @@ class Store(Protocol):
     def exists(self, path: str) -> bool: ...
 
     def read(self, path: str) -> bytes: ...
+
+    def read_range(self, path: str, *, start: int, size: int) -> bytes:
+        """`size` bytes from byte `start` on; fewer, or none, where the file ends before."""
+        ...
+
+    def probe(self, prefix: str) -> None:
+        """Makes sure that files below `prefix` can be listed, read, written, written only if absent, and deleted, by doing it to a
+        file of a few bytes that is gone afterwards. Errors: UserError names everything that is not allowed; TryAgainError."""
+        ...
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Whole or not at all. With `if_absent` False is returned, and nothing changed, when the path is taken. After a
@@ -94,6 +105,14 @@ def open_store(uri: str, s3: S3Options, *, field: str = STORAGE_FIELD) -> Store:
     from comd_trainer.store.file_store import FileStore
 
     return FileStore(uri, field=field)
+
+
+PROBE = b"made and removed by comd's preflight\n"
+
+
+def probe_path(prefix: str) -> str:
+    """A name that nobody else's probe has."""
+    return f"{prefix}/.probe-{uuid.uuid4().hex[:12]}"
 
 
 def path_problem(path: str) -> str | None:

@@ -1,0 +1,88 @@
+"""Stands between a client and the S3 server: counts what passes, and denies what a policy would deny (the server's own root key may
+do everything)."""
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+Denies = Callable[[str], bool]
+"""Told a right such as `s3:GetObject`."""
+
+
+@dataclass
+class Traffic:
+    endpoint: str
+    requests: list[str] = field(default_factory=list)
+    """Rights that were made use of, in order."""
+    sent: int = 0
+    """Bytes of bodies that the client got."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, right: str, sent: int) -> None:
+        with self._lock:
+            self.requests.append(right)
+            self.sent += sent
+
+
+class _Proxy(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, target: str, denies: Denies) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = urlsplit(target).netloc
+        self.denies = denies
+        self.traffic = Traffic(f"http://127.0.0.1:{self.server_address[1]}")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Proxy
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        right = self._right()
+        if self.server.denies(right):
+            self._reply(403, b"<Error><Code>AccessDenied</Code><Message>by policy</Message></Error>", {})
+            return
+        connection = http.client.HTTPConnection(self.server.target, timeout=30)
+        connection.request(self.command, self.path, body=body or None, headers=dict(self.headers.items()))
+        found = connection.getresponse()
+        data = found.read()
+        self.server.traffic.add(right, len(data))
+        self._reply(found.status, data, dict(found.getheaders()))
+        connection.close()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815
+
+    def _right(self) -> str:
+        path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+        if self.command == "GET":
+            return "s3:ListBucket" if "list-type" in query or path.count("/") < 2 else "s3:GetObject"
+        return {"PUT": "s3:PutObject", "POST": "s3:PutObject", "DELETE": "s3:DeleteObject"}.get(
+            self.command, "s3:GetObject"
+        )
+
+    def _reply(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        kept = {name: value for name, value in headers.items() if name.lower() not in ("content-length", "connection")}
+        length = headers.get("Content-Length") if self.command == "HEAD" else None
+        self.send_response(status)
+        for name, value in {**kept, "Content-Length": length or str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
+
+
+@contextmanager
+def between(endpoint: str, *, denies: Denies = lambda _: False) -> Iterator[Traffic]:
+    """A proxy in front of `endpoint` until the block ends."""
+    with _Proxy(endpoint, denies) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.traffic
+        server.shutdown()

@@ -1,0 +1,86 @@
+"""What the credentials may do in a bucket, found out by doing it: a policy can't be read by those whom it binds."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import ClientError
+
+from comd_api.exit_codes import UserError
+from comd_trainer.store.s3_errors import RIGHTS, code_of, is_denied, is_missing, is_taken
+from comd_trainer.store.stores import PROBE
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+DEEDS = {"s3:ListBucket": "list", "s3:GetObject": "read", "s3:PutObject": "write", "s3:DeleteObject": "delete"}
+"""Everything that a store does, by the right that it needs."""
+
+
+def probe_rights(client: "S3Client", *, bucket: str, key: str, uri: str, field: str) -> None:
+    """Lists beside the object `key`, makes it, reads it, tries to make it again, and deletes it. `uri`: the store's.
+
+    Raises:
+        UserError: names every right that is missing; or the service does not keep conditional puts.
+        ClientError, BotoCoreError: anything but a missing right, for `s3_errors` to explain.
+    """
+    refused: dict[str, str] = {}
+
+    def allowed(deed: Callable[[], object]) -> bool:
+        try:
+            deed()
+        except ClientError as error:
+            if is_taken(error) or is_missing(error):
+                return True
+            if not is_denied(error):
+                raise
+            right = RIGHTS[error.operation_name]
+            refused.setdefault(right, f"{code_of(error)} on {error.operation_name}")
+            return False
+        return True
+
+    def make() -> None:
+        client.put_object(Bucket=bucket, Key=key, Body=PROBE, IfNoneMatch="*")
+
+    def read() -> None:
+        found = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        if found != PROBE:
+            raise UserError(f"{field} ({uri}): what was written reads back as something else; use another service")
+
+    above = key.rpartition("/")[0]
+    allowed(lambda: client.list_objects_v2(Bucket=bucket, Prefix=f"{above}/", MaxKeys=1))
+    made = allowed(make)
+    # An object that is not there is "missing" to who may list, else "denied": then it is taken for what it most likely is.
+    allowed(read)
+    if made:
+        _refuse_second(make, field=field, uri=uri)
+    allowed(lambda: client.delete_object(Bucket=bucket, Key=key))  # One that is not there: allowed just as well.
+    if refused:
+        raise UserError(f"{field} ({uri}): {_sentence(refused, bucket=bucket, uri=uri)}")
+
+
+def _refuse_second(make: Callable[[], None], *, field: str, uri: str) -> None:
+    """A service that knows no conditional puts takes the second one too, and then two writers would not be kept apart."""
+    try:
+        make()
+    except ClientError as error:
+        if is_taken(error):
+            return
+        raise
+    raise UserError(
+        f"{field} ({uri}): the service overwrites an object that was to be written only if absent (If-None-Match), "
+        "so that two writers would not be kept apart; use a service or a version with conditional writes"
+    )
+
+
+def _sentence(refused: dict[str, str], *, bucket: str, uri: str) -> str:
+    may = _listed([deed for right, deed in DEEDS.items() if right not in refused], last="and")
+    may_not = _listed([deed for right, deed in DEEDS.items() if right in refused], last="or")
+    told = f"may {may} but not {may_not}" if may else f"may not {may_not}"
+    objects = _listed([right for right in DEEDS if right in refused and right != "s3:ListBucket"], last="and")
+    mend = [f"s3:ListBucket on s3://{bucket}"] if "s3:ListBucket" in refused else []
+    mend += [f"{objects} on {uri}/*"] if objects else []
+    return f"the credentials {told} ({', '.join(refused.values())}); allow {' and '.join(mend)}"
+
+
+def _listed(words: list[str], *, last: str) -> str:
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -38,15 +39,23 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--port", type=int, help="serve /metrics, /healthz and /progress here (0: any free port)")
     run.add_argument("--address", default="0.0.0.0", help="address that the port is opened on")
     run.add_argument("--grace-seconds", type=float, default=25.0, help="how long phases may save after SIGTERM")
+    run.add_argument(
+        "--node-rank", type=int, help="which of numNodes this is, from 0; default: the variable JOB_COMPLETION_INDEX"
+    )
+    run.add_argument(
+        "--rendezvous", help="host:port of node 0, where nodes meet; default: the variable COMD_RENDEZVOUS"
+    )
     arguments = parser.parse_args(argv)
-
-    from comd_trainer.supervisor import Supervisor
 
     try:
         config = read_config(arguments.config)
+        node_rank = arguments.node_rank if arguments.node_rank is not None else node_rank_of(os.environ)
     except ComdError as error:
         print(f"comd-trainer: {error}", file=sys.stderr)
         return error.exit_code
+    begin(config)
+    from comd_trainer.supervisor import Supervisor
+
     supervisor = Supervisor(
         config=config,
         scratch=arguments.scratch,
@@ -55,8 +64,29 @@ def main(argv: list[str] | None = None) -> int:
         address=arguments.address,
         port=arguments.port,
         grace_seconds=arguments.grace_seconds,
+        node_rank=node_rank,
+        rendezvous=arguments.rendezvous or os.environ.get("COMD_RENDEZVOUS") or None,
     )
     return int(supervisor.run())
+
+
+def begin(config: StageConfig) -> None:
+    """What takes longest is begun first: the fork server imports while this process imports the rest and opens what the stage needs."""
+    from comd_trainer import launcher
+    from comd_trainer.logs import configure
+
+    # Before the fork server, which inherits what is set in the environment.
+    configure(run=config.run, stage=config.stage, attempt=config.attempt)
+    if config.phases != ["preflight"]:
+        launcher.warm_up()
+
+
+def node_rank_of(environment: Mapping[str, str]) -> int:
+    """Kubernetes numbers the pods of an Indexed Job. Raises UserError for what is no number."""
+    text = environment.get("JOB_COMPLETION_INDEX") or "0"
+    if not text.isdecimal():
+        raise UserError(f"JOB_COMPLETION_INDEX is {text!r}; give the node's number, from 0, or --node-rank")
+    return int(text)
 
 
 def read_config(path: Path | None) -> StageConfig:

@@ -83,15 +83,19 @@ class PhaseContext:
     out: Path
     """Empty folder: what rank 0 leaves here becomes the phase's artifact."""
     scratch: Path
-    """Folder for what may be lost, shared by the ranks of a node."""
+    """Folder for what may be lost, shared by the ranks of a node. Nodes share the store and nothing else."""
     partial: str
     """Prefix in the store for what makes a retry cheap (checkpoints); empty once the artifact exists."""
     progress: Progress = field(default_factory=Progress)
     stop_file: Path | None = None
     """Appears when the phase shall stop."""
     rank: int = 0
+    """Among those of all nodes, node by node."""
     world_size: int = 1
     local_rank: int = 0
+    """Among those of this node."""
+    num_local_ranks: int = 1
+    """On this node."""
 
     @property
     def spec(self) -> RunSpec:

@@ -6,18 +6,52 @@ touches no device, and forks the ranks of each phase in a fraction of a second; 
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import threading
+import time
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any, Protocol
 
 from comd_api.exit_codes import BadDataError, ComdError, ExitCode, TryAgainError, UserError
-from comd_trainer.worker import PhaseJob, read_errors, run_rank
+from comd_trainer.context import PreemptedError
+from comd_trainer.worker import PhaseJob, kind_of, read_errors, run_rank
 
 log = logging.getLogger(__name__)
 
 PRELOAD = ["comd_trainer.preload"]
+POLL_SECONDS = 0.05
+ABORT_SECONDS = 10.0
+"""What ranks have to save and to end, when another node's end has made theirs pointless."""
+MEETING_SECONDS = 300
+"""Until the launchers of all nodes have met. Their supervisors have, when a phase begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which of a phase's ranks run here. They are counted node by node: those of node 0 come first."""
+
+    num_proc: int
+    """On every node."""
+    node: int = 0
+    num_nodes: int = 1
+    meeting: str = ""
+    """`host:port` on node 0 where the ranks of several nodes find each other."""
+
+
+class Peers(Protocol):
+    """What the launcher has to know of other nodes."""
+
+    def over(self) -> bool:
+        """Whether the stage has ended elsewhere."""
+        ...
+
+    def report(self, error: ComdError) -> None:
+        """Lets the other nodes know, before this one has ended."""
+        ...
 
 
 def warm_up() -> None:
@@ -26,8 +60,12 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
-def launch(job: PhaseJob, *, num_proc: int, stop: threading.Event, grace_seconds: float) -> None:
-    """Runs the ranks of a phase and waits for them.
+def launch(
+    job: PhaseJob, *, layout: Layout, stop: threading.Event, grace_seconds: float, peers: Peers | None = None
+) -> None:
+    """Runs this node's ranks of a phase and waits for them.
+
+    Ranks are asked to save and to end when `stop` is set, when one of them has failed, and when another node has.
 
     Raises:
         ComdError: what the ranks said went wrong, with its exit code.
@@ -39,39 +77,56 @@ def launch(job: PhaseJob, *, num_proc: int, stop: threading.Event, grace_seconds
         stale.unlink(missing_ok=True)
     outcome: dict[str, BaseException] = {}
     # In a thread of its own, because torch's launcher would otherwise take over SIGTERM and kill the ranks before they could save.
-    thread = threading.Thread(target=_elastic, args=(job, num_proc, outcome), name=f"launch-{job.phase}", daemon=True)
+    thread = threading.Thread(target=_elastic, args=(job, layout, outcome), name=f"launch-{job.phase}", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.05)
-        if stop.is_set():
-            (folder / "stop").touch()
-            thread.join(timeout=grace_seconds)
-            break
+    _watch(thread, folder, stop=stop, grace_seconds=grace_seconds, peers=peers)
     if thread.is_alive():
+        # Nobody waits for them any longer, least of all multiprocessing at this process's exit.
+        for rank in multiprocessing.active_children():
+            rank.kill()
+        thread.join(timeout=1.0)
         raise TryAgainError(
             f"phase {job.phase} did not stop within {grace_seconds:g} s; the next attempt goes on from its last checkpoint"
         )
     if "error" in outcome:
-        raise _error_of(job, outcome["error"])
+        raise _error_of(job, outcome["error"], stop_asked=stop.is_set())
 
 
-def _elastic(job: PhaseJob, num_proc: int, outcome: dict[str, BaseException]) -> None:
+def _watch(
+    thread: threading.Thread, folder: Path, *, stop: threading.Event, grace_seconds: float, peers: Peers | None
+) -> None:
+    """Until the ranks have ended or have no more time to. A failed rank makes torch's launcher kill the others after half a minute;
+    that others are told at once lets them save what they have."""
+    told, deadline = False, math.inf
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(timeout=POLL_SECONDS)
+        now = time.monotonic()
+        if stop.is_set():
+            deadline = min(deadline, now + grace_seconds)
+        if peers is not None and peers.over():
+            deadline = min(deadline, now + ABORT_SECONDS)
+        if not told and (deadline < math.inf or any((folder / "errors").glob("rank-*.json"))):
+            told = True
+            (folder / "stop").touch()
+            accounts = read_errors(folder, stop_asked=stop.is_set())
+            if peers is not None and accounts and accounts[0]["kind"] == "cause":
+                peers.report(_told(accounts[0]))
+
+
+def _elastic(job: PhaseJob, layout: Layout, outcome: dict[str, BaseException]) -> None:
     # Imported here: it imports torch, which the supervisor itself needs for nothing else.
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # What it would log is the ranks' own account again, with a traceback of itself.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_proc,
-        run_id=f"{job.phase}-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        min_nodes=layout.num_nodes,
+        max_nodes=layout.num_nodes,
+        nproc_per_node=layout.num_proc,
         max_restarts=0,
         monitor_interval=0.02,
         start_method="forkserver",
+        **_rendezvous(job, layout),
     )
     try:
         elastic_launch(config, run_rank)(job)
@@ -79,27 +134,59 @@ def _elastic(job: PhaseJob, num_proc: int, outcome: dict[str, BaseException]) ->
         outcome["error"] = error
 
 
-def _error_of(job: PhaseJob, raised: BaseException) -> ComdError:
-    """The ranks' own account where there is one; else what the launcher saw, such as the signal that killed a rank."""
-    accounts = read_errors(Path(job.folder))
-    if accounts:
-        kinds: dict[ExitCode, type[ComdError]] = {
-            ExitCode.USER_ERROR: UserError,
-            ExitCode.BAD_DATA: BadDataError,
-            ExitCode.TRY_AGAIN: TryAgainError,
+def _rendezvous(job: PhaseJob, layout: Layout) -> dict[str, Any]:
+    """Where the ranks meet: several nodes in a store on node 0, whose place and members are known; a single one wherever it likes."""
+    if layout.num_nodes == 1:
+        return {
+            "run_id": f"{job.phase}-{os.getpid()}",
+            "rdzv_backend": "c10d",
+            "rdzv_endpoint": "127.0.0.1:0",
+            "local_addr": "127.0.0.1",
         }
-        first = accounts[0]
-        return kinds.get(ExitCode(first["code"]), ComdError)(first["message"])
+    return {
+        "run_id": f"{job.phase}-{job.key[:16]}",
+        "rdzv_backend": "static",
+        "rdzv_endpoint": layout.meeting,
+        "rdzv_configs": {"rank": layout.node, "timeout": MEETING_SECONDS},
+    }
+
+
+def _error_of(job: PhaseJob, raised: BaseException, *, stop_asked: bool) -> ComdError:
+    """The ranks' own account where there is one; else what the launcher saw, such as the signal that killed a rank."""
+    accounts = read_errors(Path(job.folder), stop_asked=stop_asked)
     failures = getattr(raised, "failures", None)
-    if failures:
-        rank, failure = min(failures.items())
+    rank, failure = min(failures.items()) if failures else (None, None)
+    if failure is not None and failure.exitcode < 0 and all(account["kind"] == "lost" for account in accounts):
         if failure.exitcode == -9:
             return KilledError(
                 f"phase {job.phase}: rank {rank} was killed (signal 9); the usual cause is that memory ran out"
             )
+        return ComdError(f"phase {job.phase}: rank {rank} was ended by signal {-failure.exitcode}")
+    if accounts:
+        return _told(accounts[0])
+    if failure is not None:
         return ComdError(f"phase {job.phase}: rank {rank} ended with exit code {failure.exitcode}")
-    return ComdError(f"phase {job.phase}: {type(raised).__name__}: {json.dumps(str(raised))}")
+    kind: type[ComdError] = LostPeerError if kind_of(raised) == "lost" else ComdError
+    return kind(f"phase {job.phase}: {type(raised).__name__}: {json.dumps(str(raised))}")
+
+
+def _told(account: dict[str, Any]) -> ComdError:
+    """A rank's account as the error that it was."""
+    if account["kind"] == "stopped":
+        return PreemptedError(account["message"])
+    if account["kind"] == "lost":
+        return LostPeerError(account["message"])
+    kinds: dict[ExitCode, type[ComdError]] = {
+        ExitCode.USER_ERROR: UserError,
+        ExitCode.BAD_DATA: BadDataError,
+        ExitCode.TRY_AGAIN: TryAgainError,
+    }
+    return kinds.get(ExitCode(account["code"]), ComdError)(account["message"])
 
 
 class KilledError(ComdError):
     """A rank got SIGKILL. Nothing but the kernel's out-of-memory killer does that inside a pod."""
+
+
+class LostPeerError(ComdError):
+    """No rank of this node says more than that another one had gone."""

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from comd_api.exit_codes import ComdError, ExitCode, UserError
 from comd_api.profile import resolve
@@ -17,14 +18,17 @@ from comd_api.status import ArtifactRef, Counts, ExitClass, PhaseName, PhaseTime
 from comd_trainer import launcher
 from comd_trainer.context import PreemptedError
 from comd_trainer.keys import phase_key, phase_prefix, stage_artifact_name
-from comd_trainer.logs import configure
 from comd_trainer.phases import phase_module
 from comd_trainer.preflight import check, check_unchanged
 from comd_trainer.server import StatusServer
 from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref, publish
+from comd_trainer.store.errors import local_errors
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store, open_store
 from comd_trainer.worker import OUT_OF_MEMORY, PhaseJob, describe_error
+
+if TYPE_CHECKING:
+    from comd_trainer.nodes import Nodes
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,11 @@ class Supervisor:
         address: str = "0.0.0.0",
         port: int | None = None,
         grace_seconds: float = 25.0,
+        node_rank: int = 0,
+        rendezvous: str | None = None,
     ) -> None:
+        """`node_rank` and `rendezvous` (`host:port` of node 0) count where `spec.trainer.numNodes` is above 1. Without a rendezvous this
+        node is alone."""
         self.config = config.replace(spec=resolve(config.spec))
         self.scratch = scratch / config.stage
         self.cache = scratch / "cache"
@@ -52,48 +60,78 @@ class Supervisor:
         self.artifacts: dict[str, Artifact] = {}
         self.times: list[PhaseTime] = []
         self.current: PhaseName | None = None
+        self.node_rank, self.rendezvous = node_rank, rendezvous
+        self.nodes: Nodes | None = None
         self.server = StatusServer(config=self.config, progress_file=progress_file, address=address, port=port)
 
     def run(self) -> ExitCode:
-        """Runs the stage, writes the termination message, and returns the exit code that goes with it."""
-        configure(run=self.config.run, stage=self.config.stage, attempt=self.config.attempt)
+        """Runs the stage, writes the termination message, and returns the exit code that goes with it. Logs are configured and, but for
+        `preflight`, the launcher is warm."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         try:
             self.server.start()
             self._run_phases()
             code, result = ExitCode.DONE, self._result("Done")
-        except Exception as error:
+        except Exception as own:
+            error = own if self.nodes is None else self._settled(self.nodes, own)
             code, message = describe_error(error)
             if code == ExitCode.FAILED and not isinstance(error, ComdError):
-                log.exception("the stage failed")
+                log.error("the stage failed", exc_info=error)
             else:
                 log.error("%s", message)
             result = self._result(exit_class_of(code, error), message=message)
         finally:
             self.server.close()
+            if self.nodes is not None:
+                self.nodes.close()
         self._write_termination_message(result)
         return code
 
     def _run_phases(self) -> None:
+        self._meet()
         storage = self.config.spec.storage
         if storage is None:
             raise UserError("spec.storage is not set: give storage.uri, as s3://bucket/prefix or file:///folder")
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        if self.config.phases != ["preflight"]:
-            launcher.warm_up()
+        for folder in (self.scratch, self.cache):
+            with local_errors(folder, field="the trainer's scratch folder"):
+                folder.mkdir(parents=True, exist_ok=True)
         store = open_store(storage.uri, storage.s3)
         sources = Sources(storage, store, self.cache)
         for ref in self.config.inputs:
             self.artifacts[ref.name] = open_ref(ref, store=store, cache_dir=self.cache)
         if "preflight" in self.artifacts:
             check_unchanged(self.config.spec, self.artifacts["preflight"].meta["fingerprints"], sources)
+        if self.nodes is not None:
+            self.nodes.wait_for_all()
         phases = phases_of(self.config.spec, self.config.stage)
         for phase in phases[: phases.index(self.config.phases[-1]) + 1]:
-            if self.stop.is_set():
+            if self.stop.is_set() and self.decides:
                 raise PreemptedError("stopped by request between two phases")
             self._run_phase(phase, store=store, sources=sources)
+        if self.nodes is not None:
+            self.nodes.finish()
+
+    @property
+    def decides(self) -> bool:
+        """Whether this node says what is done; the others do as it says."""
+        return self.nodes is None or self.nodes.is_first
+
+    def _meet(self) -> None:
+        """Begins to look for the other nodes, where there are any."""
+        num_nodes = self.config.spec.trainer.num_nodes
+        if num_nodes > 1 and self.rendezvous and self.config.phases != ["preflight"]:
+            from comd_trainer.nodes import Nodes
+
+            self.nodes = Nodes(rank=self.node_rank, num=num_nodes, rendezvous=self.rendezvous, stop=self.stop)
+            self.nodes.start()
+
+    def _settled(self, nodes: "Nodes", own: Exception) -> Exception:
+        """What this node says of an end that may be another one's doing."""
+        error = nodes.settle(own)
+        if error is not own:
+            log.warning("this node's own account: %s", describe_error(own)[1])
+        return error
 
     def _run_phase(self, phase: PhaseName, *, store: Store, sources: Sources) -> None:
         started = time.monotonic()
@@ -125,13 +163,9 @@ class Supervisor:
         digests = {name: artifact.digest for name, artifact in inputs.items()}
         key = phase_key(phase=phase, recipe=recipe, inputs=digests)
         prefix = phase_prefix(self.config, phase, key)
-        found = open_artifact(store, prefix, cache_dir=self.cache)
+        found = self._find(phase, key=key, prefix=prefix, store=store)
         if found is not None:
             return found, True
-        if phase not in self.config.phases:
-            raise UserError(
-                f"phase {phase} of stage {self.config.stage} has not been run yet, and this Job is for {self.config.phases} alone"
-            )
         folder = self.scratch / f"{phase}-{key[:16]}"
         # What an attempt that was killed left half done; its checkpoints and shards are in the store.
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,21 +181,83 @@ class Supervisor:
             cache=str(self.cache),
             partial=f"{prefix}/partial",
         )
-        num_proc = self.config.spec.trainer.num_proc_per_node
-        launcher.launch(job, num_proc=num_proc, stop=self.stop, grace_seconds=self.grace_seconds)
-        meta_file = folder / "scratch" / "meta.json"
-        meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
-        # What the key was made from: seeds, decoding, models, pools (method section 12, row 30).
-        meta |= {"recipe": recipe, "inputs": digests}
-        artifact = publish(
-            store, prefix=prefix, kind=phase, key=key, folder=folder / "out", meta=meta, cache_dir=self.cache
+        launcher.launch(
+            job, layout=self._layout(phase), stop=self.stop, grace_seconds=self.grace_seconds, peers=self.nodes
         )
-        for leftover in list(store.list(job.partial)):
-            store.delete(leftover.path)
+        # What the key was made from: seeds, decoding, models, pools (method section 12, row 30).
+        made_from = {"recipe": recipe, "inputs": digests}
+        artifact = self._publish(phase, key=key, prefix=prefix, folder=folder, made_from=made_from, store=store)
         shutil.rmtree(folder, ignore_errors=True)
         return artifact, False
 
+    def _find(self, phase: PhaseName, *, key: str, prefix: str, store: Store) -> Artifact | None:
+        """The phase's artifact if there is one already, as the first node sees it: nodes that look for themselves, one a moment later
+        than the other, could come to different answers."""
+        if self.nodes is not None and not self.nodes.is_first:
+            word = self.nodes.hear(phase)
+            if word["key"] != key:
+                raise UserError(
+                    f"phase {phase} has another content key here than on node 0; give all nodes the same image and the same data"
+                )
+            return self._open_made(prefix, store=store) if word["found"] else None
+        found = open_artifact(store, prefix, cache_dir=self.cache)
+        if found is None and phase not in self.config.phases:
+            raise UserError(
+                f"phase {phase} of stage {self.config.stage} has not been run yet, and this Job is for {self.config.phases} alone"
+            )
+        if self.nodes is not None:
+            self.nodes.say(phase, {"key": key, "found": found is not None})
+        return found
+
+    def _publish(
+        self, phase: PhaseName, *, key: str, prefix: str, folder: Path, made_from: dict[str, Any], store: Store
+    ) -> Artifact:
+        """Makes what rank 0 has left the phase's artifact. Rank 0 is the first node's; the others wait for it."""
+        if self.nodes is not None and not self.nodes.is_first:
+            self.nodes.hear(f"{phase}/published")
+            return self._open_made(prefix, store=store)
+        meta_file = folder / "scratch" / "meta.json"
+        meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+        artifact = publish(
+            store,
+            prefix=prefix,
+            kind=phase,
+            key=key,
+            folder=folder / "out",
+            meta=meta | made_from,
+            cache_dir=self.cache,
+        )
+        for leftover in list(store.list(f"{prefix}/partial")):
+            store.delete(leftover.path)
+        if self.nodes is not None:
+            self.nodes.say(f"{phase}/published", True)
+        return artifact
+
+    def _open_made(self, prefix: str, *, store: Store) -> Artifact:
+        """What the first node has found or made."""
+        artifact = open_artifact(store, prefix, cache_dir=self.cache)
+        if artifact is None:
+            raise UserError(
+                f"spec.storage.uri: this node does not see {store.uri_of(prefix)}, which node 0 does; use s3:// or a folder that all "
+                "nodes share"
+            )
+        return artifact
+
+    def _layout(self, phase: PhaseName) -> launcher.Layout:
+        num_proc = self.config.spec.trainer.num_proc_per_node
+        if self.nodes is None:
+            return launcher.Layout(num_proc=num_proc)
+        number = phases_of(self.config.spec, self.config.stage).index(phase)
+        return launcher.Layout(
+            num_proc=num_proc, node=self.nodes.rank, num_nodes=self.nodes.num, meeting=self.nodes.meeting(number)
+        )
+
     def _result(self, exit_class: ExitClass, *, message: str = "") -> StageResult:
+        """Of several nodes the first tells what was made; the others only how they ended."""
+        failed = exit_class != "Done"
+        failed_phase = self.current if failed else None
+        if not self.decides:
+            return StageResult(exit_class=exit_class, message=message[:1024], failed_phase=failed_phase)
         refs: dict[str, ArtifactRef] = {}
         counts = Counts()
         scores: list[Score] = []
@@ -179,11 +275,10 @@ class Supervisor:
             )
             scores += [Score.model_validate(score) for score in meta.get("scores", [])]
             stop = meta.get("stop") or stop
-        failed = exit_class != "Done"
         return StageResult(
             exit_class=exit_class,
             message=message[:1024],
-            failed_phase=self.current if failed else None,
+            failed_phase=failed_phase,
             stop=None if failed else stop,
             artifacts=list(refs.values()),
             phases=self.times,

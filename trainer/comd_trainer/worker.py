@@ -11,12 +11,14 @@ import time
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from comd_api.exit_codes import ComdError, ExitCode
 from comd_api.stage import StageConfig
 from comd_api.status import ArtifactRef, PhaseName
+from comd_trainer.context import PreemptedError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,13 @@ OUT_OF_MEMORY = ("out of memory", "out of GPU memory")
 """How the sentences begin that tell of it: an exit code has no room for the difference."""
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """How long a rank waits for the others. Said aloud, because the libraries' defaults differ and one rank's slow upload is no hang."""
+LINGER_SECONDS = 1.0
+"""A rank whose peer is gone stays so long, that the launcher meets the one that went first: its signal says why."""
+
+Kind = Literal["cause", "stopped", "lost"]
+"""Of an end: for a reason of its own; because it was asked to; because another rank had gone."""
+LOST_PEER_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+LOST_PEER_SIGNS = ("/gloo/", "[c10d]", "NCCL error", "ncclRemoteError")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +48,7 @@ class PhaseJob:
     """`ArtifactRef` by name, as JSON objects."""
     fingerprints: dict[str, str]
     folder: str
-    """This phase's working folder: `out`, `scratch`, `errors`, `progress.json`, `stop`."""
+    """This phase's working folder on this node: `out`, `scratch`, `errors`, `progress.json`, `stop`."""
     cache: str
     partial: str
 
@@ -58,14 +67,38 @@ def run_rank(job: PhaseJob) -> None:
         _run(job, rank)
     except BaseException as error:
         code, message = describe_error(error)
-        if code in (ExitCode.FAILED,):
+        kind = kind_of(error)
+        if code == ExitCode.FAILED and kind == "cause":
             traceback.print_exc()
-        account = {"code": int(code), "message": message, "rank": rank, "time": time.time()}
-        errors = Path(job.folder) / "errors"
-        (errors / f"rank-{rank}.json").write_text(json.dumps(account))
+        if kind == "lost":
+            message = f"phase {job.phase}: rank {rank} lost its connection to another rank ({message[:300]})"
+            log.warning("%s", message)
+        _leave_account(
+            Path(job.folder), {"code": int(code), "message": message, "kind": kind, "rank": rank, "time": time.time()}
+        )
         sys.stderr.flush()
+        if kind == "lost":
+            time.sleep(LINGER_SECONDS)
         # Skips finalizers that would wait for the other ranks.
         os._exit(int(code))
+
+
+def _leave_account(folder: Path, account: dict[str, Any]) -> None:
+    """Whole or not at all, for the launcher looks while ranks are still ending."""
+    file = folder / "errors" / f"rank-{account['rank']}.json"
+    file.with_suffix(".partial").write_text(json.dumps(account))
+    os.replace(file.with_suffix(".partial"), file)
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Torch has no type of its own for a peer that is gone: gloo's and NCCL's errors are known by where they come from."""
+    if isinstance(error, PreemptedError):
+        return "stopped"
+    if isinstance(error, ComdError):
+        return "cause"
+    if type(error).__name__ in LOST_PEER_TYPES or any(sign in str(error) for sign in LOST_PEER_SIGNS):
+        return "lost"
+    return "cause"
 
 
 def describe_error(error: BaseException) -> tuple[ExitCode, str]:
@@ -135,6 +168,7 @@ def _run(job: PhaseJob, rank: int) -> None:
         rank=rank,
         world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=local_rank,
+        num_local_ranks=int(os.environ["LOCAL_WORLD_SIZE"]),
     )
     phase_module(job.phase).run(ctx)
     dist.barrier()
@@ -142,13 +176,24 @@ def _run(job: PhaseJob, rank: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """The fork server ends when the supervisor does; its children must not outlive it and go on writing."""
+    """The fork server ends when nobody holds its pipe any more, that is with the supervisor: ranks are given the pipe too and let go of
+    it. They must not outlive either and go on writing."""
+    pipe = forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
+    if pipe is not None:
+        os.close(pipe)
+        forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def read_errors(folder: Path) -> list[dict[str, Any]]:
+def read_errors(folder: Path, *, stop_asked: bool = False) -> list[dict[str, Any]]:
     """What the ranks said, the one that says most first: user errors and bad data before what they made the other ranks stumble over,
-    and of equal ones the earliest, for a lost peer is noticed after it was lost."""
+    and of equal ones the earliest. A rank that was stopped or lost a peer says the least, except that after `stop_asked` being
+    stopped is the reason."""
     accounts = [json.loads(path.read_text()) for path in sorted((folder / "errors").glob("rank-*.json"))]
-    order = [ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN, ExitCode.FAILED]
-    return sorted(accounts, key=lambda account: (order.index(ExitCode(account["code"])), account["time"]))
+    codes = [ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN, ExitCode.FAILED]
+
+    def place(account: dict[str, Any]) -> tuple[float, float]:
+        weights = {"stopped": 1.5 if stop_asked else 4.0, "lost": 5.0}
+        return weights.get(account["kind"], codes.index(ExitCode(account["code"]))), account["time"]
+
+    return sorted(accounts, key=place)

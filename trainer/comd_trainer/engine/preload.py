@@ -1,5 +1,6 @@
 """What a phase needs imported, so that a fork server can import it once. Touches no device."""
 
+import gc
 import importlib
 
 PRELOAD = (
@@ -35,7 +36,12 @@ PRELOAD = (
 
 
 def import_everything() -> None:
-    """Imports all of `PRELOAD` that this installation has (names of submodules differ between releases)."""
+    """Imports all of `PRELOAD` that this installation has (names of submodules differ between releases).
+
+    Nothing that is imported is garbage, and looking for some is a fifth of the time; what is there is then left out of later looks,
+    which would copy memory that forked ranks share.
+    """
+    gc.disable()
     for name in PRELOAD:
         try:
             importlib.import_module(name)
@@ -43,3 +49,5 @@ def import_everything() -> None:
             # A part of a library that its release does not have is no loss; one of ours that is missing is.
             if name.startswith("comd_trainer") or "." not in name:
                 raise ModuleNotFoundError(f"{name} is needed to train: {error}") from error
+    gc.freeze()
+    gc.enable()

@@ -194,7 +194,7 @@ class _Looker:
 
     def __init__(self, ctx: PhaseContext) -> None:
         self.images = Images(ctx.sources.folder(ctx.spec.data.images, field="spec.data.images"))
-        self.threads = max(1, (os.cpu_count() or 1) // ctx.world_size)
+        self.threads = max(1, (os.cpu_count() or 1) // ctx.num_local_ranks)
 
     def plan(self, keys: Sequence[str]) -> list[list[str]]:
         return [list(keys[start : start + FACTS_BATCH]) for start in range(0, len(keys), FACTS_BATCH)]

@@ -1,0 +1,167 @@
+"""A stage over several nodes: the same artifacts as on one, and one end for all nodes, whatever happens to one of them."""
+
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comd_api.stage import StageResult
+from tests.e2e.world import make_inputs, manifest
+from tests.training.nodes import Stage, ended
+
+STEPS = 150
+LONG: dict[str, Any] = {
+    "pretraining": {"batchSize": 4, "maxSteps": STEPS, "learningRate": 0.001},
+    "data": {**manifest()["spec"]["data"], "evaluation": []},
+}
+"""One phase, long enough that something can happen in the middle of it: some seconds."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("world") / "inputs")
+
+
+def make_stage(folder: Path, inputs: Path, *, num_nodes: int = 2, num_proc: int = 1, **changes: Any) -> Stage:
+    """`preflight` is done."""
+    shutil.copytree(inputs, folder / "store" / "inputs")
+    stage = Stage(folder=folder, num_nodes=num_nodes, num_proc=num_proc, changes=changes)
+    assert stage.run("preflight") == [0], stage.log(0)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, inputs: Path) -> Stage:
+    """The long pre-training by two ranks of one node, undisturbed."""
+    stage = make_stage(tmp_path_factory.mktemp("whole"), inputs, num_nodes=1, num_proc=2, **LONG)
+    assert stage.run("pretrain") == [0], stage.log(0)
+    return stage
+
+
+@pytest.fixture
+def pair(tmp_path: Path, inputs: Path) -> Stage:
+    """The same before it, on two nodes."""
+    return make_stage(tmp_path, inputs, **LONG)
+
+
+def in_the_middle(stage: Stage) -> None:
+    stage.wait_until(lambda: stage.steps_done("pretrain", "pretrain") > 20)
+
+
+def goes_on_as(stage: Stage, whole: Stage) -> None:
+    """The next attempt continues from a checkpoint, and comes to the same end."""
+    assert stage.checkpoints(), "nothing to go on from: the test tests nothing"
+    assert stage.run("pretrain") == [0, 0], stage.log(0)
+    assert all(re.search(r"continues from the checkpoint of step \d+", stage.log(rank)) for rank in range(2))
+    assert stage.losses("pretrain", "pretrain") == whole.losses("pretrain", "pretrain")
+    assert stage.contents() == whole.contents()
+
+
+def test_a_run_over_two_nodes_is_that_of_one(tmp_path: Path, inputs: Path) -> None:
+    """Four ranks either way: every file of every artifact is the same, and so is what the artifacts say of themselves."""
+    made = {}
+    for num_nodes, num_proc in ((2, 2), (1, 4)):
+        stage = make_stage(tmp_path / str(num_nodes), inputs, num_nodes=num_nodes, num_proc=num_proc)
+        with ended(stage):
+            assert stage.run("pretrain") == [0] * num_nodes, stage.log(0)
+            assert stage.run("round-1") == [0] * num_nodes, stage.log(0)
+        made[num_nodes] = stage
+    two, one = made[2], made[1]
+    assert two.contents() == one.contents()
+    assert [ref.digest for ref in two.inputs] == [ref.digest for ref in one.inputs]
+    assert two.losses("round-1", "tune") == one.losses("round-1", "tune")
+    first = two.result(0)
+    assert (first.counts, first.scores) == (one.result(0).counts, one.result(0).scores)
+    assert two.result(1) == StageResult(exit_class="Done"), "node 0 alone tells what was made"
+    # What is there already is found by all.
+    assert two.run("pretrain") == [0, 0]
+    assert [phase.reused for phase in two.result(0).phases] == [True, True]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_sigterm_to_one_node_stops_all_at_the_same_step(pair: Stage, whole: Stage, asked: int) -> None:
+    with ended(pair):
+        pair.start("pretrain")
+        in_the_middle(pair)
+        pair.signal(asked, signal.SIGTERM)
+        assert pair.wait(timeout=60) == [75, 75]
+        messages = [pair.result(rank).message for rank in range(2)]
+        assert messages[0] == messages[1]
+        step = re.fullmatch(
+            rf"stopped by request after step (\d+) of {STEPS}; the next attempt goes on from there", messages[0]
+        )
+        assert step, messages
+        assert pair.checkpoints()[-1].startswith(f"step-{int(step[1]):08d}-")
+        goes_on_as(pair, whole)
+        assert f"continues from the checkpoint of step {step[1]}" in pair.log(1)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_node_that_is_gone_is_noticed_by_the_other(pair: Stage, whole: Stage, lost: int) -> None:
+    other = 1 - lost
+    with ended(pair):
+        pair.start("pretrain")
+        in_the_middle(pair)
+        pair.signal(lost, signal.SIGKILL)
+        began = time.monotonic()
+        codes = pair.wait(timeout=60)
+        assert time.monotonic() - began < 30
+        assert (codes[lost], codes[other]) == (-signal.SIGKILL, 75), pair.log(other)
+        result = pair.result(other)
+        assert result.exit_class == "TryAgain"
+        assert result.message.startswith(f"node {lost} of 2 (counted from 0) does not answer any more")
+        goes_on_as(pair, whole)
+
+
+def test_a_node_that_stands_still_is_noticed(pair: Stage) -> None:
+    """As one whose network is gone: its ranks' connections stay open, and the other's would wait for an hour."""
+    with ended(pair):
+        pair.start("pretrain")
+        in_the_middle(pair)
+        ranks = list(pair.rank_processes(1))
+        assert len(ranks) == 1
+        for process in ranks:
+            process.suspend()
+        pair.signal(1, signal.SIGSTOP)
+        began = time.monotonic()
+        pair.processes[0].join(timeout=60)
+        assert pair.processes[0].exitcode == 75, pair.log(0)
+        assert time.monotonic() - began < 45
+        assert pair.result(0).message.startswith("node 1 of 2 (counted from 0) does not answer any more")
+
+
+def test_a_rank_that_is_killed_ends_all_nodes(pair: Stage, whole: Stage) -> None:
+    with ended(pair):
+        pair.start("pretrain")
+        in_the_middle(pair)
+        for process in list(pair.rank_processes(1)):
+            process.kill()
+        began = time.monotonic()
+        assert pair.wait(timeout=60) == [75, 1]
+        assert time.monotonic() - began < 15
+        sentence = "phase pretrain: rank 1 was killed (signal 9); the usual cause is that memory ran out"
+        assert (pair.result(1).exit_class, pair.result(1).message) == ("OutOfMemory", sentence)
+        assert pair.result(0).exit_class == "TryAgain"
+        assert pair.result(0).message == f"node 1 of 2 (counted from 0) ended the stage: {sentence}"
+        goes_on_as(pair, whole)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_folder_that_one_node_can_not_write_to(pair: Stage, wrong: int) -> None:
+    (pair.folder / f"node-{wrong}").mkdir(exist_ok=True)
+    shutil.rmtree(pair.folder / f"node-{wrong}" / "scratch", ignore_errors=True)
+    (pair.folder / f"node-{wrong}" / "scratch").write_text("no folder")
+    with ended(pair):
+        pair.start("pretrain")
+        codes = pair.wait(timeout=60)
+    assert (codes[wrong], codes[1 - wrong]) == (64, 75)
+    message = pair.result(wrong).message
+    assert message.startswith(
+        f"the trainer's scratch folder: {pair.folder}/node-{wrong}/scratch/pretrain can't be used"
+    )
+    assert pair.result(wrong).exit_class == "UserError"
+    assert pair.result(1 - wrong).message == f"node {wrong} of 2 (counted from 0) ended the stage: {message}"

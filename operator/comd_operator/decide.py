@@ -123,6 +123,9 @@ def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child],
     if child.uid is not None and child.uid != stage.job_uid:
         stage = stage.replace(job_uid=child.uid)
         status = ledger.put(status, stage)
+    if child.started and stage.exit_class == "CannotStart":
+        stage = stage.replace(exit_class=None, message=None)  # This attempt has shown that it can be.
+        status = ledger.put(status, stage)
     if child.state == "Queued":
         return queue.enter(status, stage, now, preempted=child.preempted)
     if child.state == "Running":

@@ -37,13 +37,16 @@ def hold(status: RunStatus, child: Child | None, obstacle: Obstacle | None) -> H
         return Hold(reason=obstacle.reason, message=obstacle.message, queued=False, stalled=True)
     if stage is None:
         return None
-    if child is not None and child.state == "Queued" and child.wait is not None:
-        wait = child.wait
-        return Hold(reason=wait.reason, message=f"{stage.name}: {wait.message}", queued=True, stalled=wait.stuck)
+    waiting = stage.queued_since is not None
+    wait = child.wait if child is not None and child.state == "Queued" else None
+    if wait is not None and wait.stuck:
+        return Hold(reason=wait.reason, message=f"{stage.name}: {wait.message}", queued=True, stalled=True)
     # Until a later attempt has shown that it can be started, the last one's reason holds.
     if stage.exit_class == "CannotStart" and (child is None or not child.started):
         message = f"{stage.name}: {stage.message or 'no reason was given'}"
-        return Hold(reason="CannotStart", message=message, queued=False, stalled=True)
-    if stage.queued_since is not None:
+        return Hold(reason="CannotStart", message=message, queued=waiting, stalled=True)
+    if wait is not None:
+        return Hold(reason=wait.reason, message=f"{stage.name}: {wait.message}", queued=True, stalled=False)
+    if waiting:
         return Hold(reason="Queued", message=f"{stage.name} waits to be admitted", queued=True, stalled=False)
     return None

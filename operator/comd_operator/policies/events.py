@@ -17,11 +17,11 @@ class Event:
 def event(before: RunStatus, after: RunStatus) -> Event | None:
     """The weightiest thing that happened, with what followed from it at once."""
     started = next(filter(None, (_started(before.stage_named(stage.name), stage) for stage in after.stages)), None)
+    ended = [told for stage in after.stages if (told := _ended(before.stage_named(stage.name), stage)) is not None]
     if before.phase != after.phase:
-        told = _of_phase(before, after, started)
+        told = _of_phase(before, after, started, went_on=not started and not ended)
         if told is not None:
             return told
-    ended = [told for stage in after.stages if (told := _ended(before.stage_named(stage.name), stage)) is not None]
     if ended:
         last = ended[-1]
         return Event(type=last.type, reason=last.reason, message="; ".join(filter(None, (last.message, started))))
@@ -30,7 +30,8 @@ def event(before: RunStatus, after: RunStatus) -> Event | None:
     return Event(type="Normal", reason="JobStarted", message=started) if started else None
 
 
-def _of_phase(before: RunStatus, after: RunStatus, started: str | None) -> Event | None:
+def _of_phase(before: RunStatus, after: RunStatus, started: str | None, *, went_on: bool) -> Event | None:
+    """went_on: the Job in flight is the one that was in flight before."""
     ready = _ready(after)
     match after.phase:
         case "Succeeded" | "Suspended":
@@ -39,11 +40,11 @@ def _of_phase(before: RunStatus, after: RunStatus, started: str | None) -> Event
             return Event(type="Warning", reason="Failed", message=f"{ready.reason}: {ready.message}")
         case "Stalled":
             return Event(type="Warning", reason=ready.reason, message=ready.message)
-        case "Queued" if not started and before.phase != "Stalled":
+        case "Queued" if went_on and before.phase != "Stalled":
             return Event(type="Normal", reason="Queued", message=ready.message)
         case "Running" if before.phase == "Suspended":
             return Event(type="Normal", reason="Resumed", message=started or "the run goes on")
-        case "Running" if before.phase in ("Queued", "Stalled") and not started:
+        case "Running" if before.phase in ("Queued", "Stalled") and went_on:
             return Event(type="Normal", reason="Admitted", message=f"{after.stage} runs")
     return None
 
@@ -52,7 +53,8 @@ def _ended(before: StageStatus | None, after: StageStatus) -> Event | None:
     old = before or StageStatus(name=after.name)
     if after.phase == "Succeeded" and old.phase != "Succeeded":
         return Event(type="Normal", reason="StageSucceeded", message=after.name)
-    if after.phase == "Retrying" and old.phase != "Retrying" and after.exit_class not in (None, "Done"):
+    another = old.phase != "Retrying" or old.attempt != after.attempt
+    if after.phase == "Retrying" and another and after.exit_class not in (None, "Done"):
         words = f"{after.name}: {after.exit_class}: {after.message or 'no reason was given'}"
         return Event(type="Warning", reason="AttemptFailed", message=words)
     return None

@@ -1,12 +1,18 @@
 """What the operator can be told, by an option of `comd operator` or, in a pod and under `kopf run`, by a variable."""
 
+import math
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from comd_api.base import FORMS, NAME_FORM, STORE_FORM, URL_FORM
 from comd_api.exit_codes import UserError
+from comd_api.pods import IMAGE_FORM, POD_FORMS, SUBDOMAIN_FORM
+
+MAX_PORT = 65_535
 
 
 def _option(default: Any, text: str) -> Any:
@@ -83,25 +89,49 @@ def _read(variable: str, text: str, *, kind: type) -> Any:
         raise UserError(f"{variable}: {text!r} is not {'a whole number' if kind is int else 'a number'}") from None
 
 
+_KNOWN = {"log_format": ("auto", "plain", "json"), "log_level": ("debug", "info", "warning", "error")}
+_LEAST = {
+    "workers": 1, "qps": 0, "burst": 1, "port": 0, "lease_seconds": 3, "resync_seconds": 1, "progress_seconds": 1,
+    "start_patience_seconds": 0,
+}  # fmt: skip
+_REGION_FORM = r"^[a-z0-9-]+$"
+_FORMS = {
+    "trainer_image": IMAGE_FORM,
+    "storage_uri": STORE_FORM,
+    "storage_endpoint": URL_FORM,
+    "storage_region": _REGION_FORM,
+    "storage_secret": SUBDOMAIN_FORM,
+}
+_WORDS = {**FORMS, **POD_FORMS, _REGION_FORM: "lower-case letters, digits and -"}
+
+
 def _check(options: Options) -> None:
-    for name, known in (
-        ("log_format", ("auto", "plain", "json")),
-        ("log_level", ("debug", "info", "warning", "error")),
-    ):
+    """What would else be found out by every run, or by none."""
+    for name, known in _KNOWN.items():
         value = getattr(options, name)
         if value not in known:
-            raise UserError(f"--{name.replace('_', '-')}: {value!r} is not known; right would be {', '.join(known)}")
-    for name, least in (
-        ("workers", 1),
-        ("burst", 1),
-        ("qps", 0),
-        ("lease_seconds", 3),
-        ("resync_seconds", 1),
-        ("progress_seconds", 1),
-    ):
+            raise UserError(f"{_flag(name)}: {value!r} is not known; right would be {', '.join(known)}")
+    for name, least in _LEAST.items():
         value = getattr(options, name)
+        if not math.isfinite(value):
+            raise UserError(f"{_flag(name)}: {value} is no number of seconds or requests")
         if value < least:
-            raise UserError(f"--{name.replace('_', '-')}: {value:g} is less than {least}")
+            raise UserError(f"{_flag(name)}: {value:g} is less than {least}")
+    if options.port > MAX_PORT:
+        raise UserError(f"--port: {options.port} is more than {MAX_PORT}")
+    for name, form in _FORMS.items():
+        _check_form(name, getattr(options, name), form)
+    for namespace in options.namespace_list:
+        _check_form("namespaces", namespace, NAME_FORM)
+
+
+def _check_form(name: str, value: str, form: str) -> None:
+    if value and not re.fullmatch(form, value):
+        raise UserError(f"{_flag(name)}: {value!r} is not {_WORDS[form]}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def own_namespace() -> str | None:

@@ -1,0 +1,101 @@
+"""Preflight's findings in one short paragraph, for the run's condition."""
+
+from collections.abc import Iterator, Mapping
+
+from comd_api.run import RunSpec
+from comd_trainer.preflight.fit import Need, asks_for_gpus, billions, gib, is_tight, largest
+from comd_trainer.preflight.images import SampledImages
+from comd_trainer.preflight.named import BANK_FIELD, PRETRAINING_FIELD, SEED_FIELD, evaluation_field
+from comd_trainer.preflight.overlap import FileOverlap
+from comd_trainer.preflight.rows import DataRows
+
+MAX_LENGTH = 600
+"""Characters."""
+WORDS = {SEED_FIELD: "seed rows", BANK_FIELD: "bank rows", PRETRAINING_FIELD: "pre-training pairs"}
+
+
+def summarise(
+    spec: RunSpec,
+    *,
+    rows: DataRows,
+    images: SampledImages,
+    overlap: Mapping[str, FileOverlap],
+    found: list[Need],
+) -> str:
+    """What a user wants to know before GPUs are asked for: how much data, what is wrong with it, how large the models are. What does
+    not fit into `MAX_LENGTH` is left out from the end."""
+    sentences = [
+        _rows(spec, rows),
+        *_overlap(overlap),
+        *_bad(spec, rows, images),
+        _models(found),
+        *_memory(spec, found),
+    ]
+    text = ""
+    for sentence in filter(None, sentences):
+        longer = f"{text}; {sentence}" if text else sentence
+        if len(longer) <= MAX_LENGTH:
+            text = longer
+    return text
+
+
+def _rows(spec: RunSpec, rows: DataRows) -> str:
+    counts = rows.counts
+    parts = [f"{counts[field]:,} {word}" for field, word in WORDS.items() if field in counts]
+    parts += [
+        f"{counts[evaluation_field(index)]:,} rows of evaluation set {each.name}"
+        for index, each in enumerate(spec.data.evaluation)
+    ]
+    return ", ".join(parts)
+
+
+def _overlap(overlap: Mapping[str, FileOverlap]) -> Iterator[str]:
+    for field, word in WORDS.items():
+        if field not in overlap:
+            continue
+        found = overlap[field]
+        names = ", ".join(found.evaluation)
+        shares = "an image" if found.images == found.rows else "an image or a text"
+        sets = "evaluation set" if len(found.evaluation) == 1 else "the evaluation sets"
+        end = "are learned from all the same" if field == PRETRAINING_FIELD else "are left out"
+        yield f"{found.rows:,} {word} share {shares} with {sets} {names} and {end}"
+
+
+def _bad(spec: RunSpec, rows: DataRows, images: SampledImages) -> Iterator[str]:
+    names = WORDS | {evaluation_field(index): f"rows of {each.name}" for index, each in enumerate(spec.data.evaluation)}
+    for field, count in rows.bad.items():
+        missing = rows.missing.get(field, 0)
+        why = f", {missing:,} for want of their image" if missing and missing < count else ""
+        why = ", for want of their image" if missing == count else why
+        yield f"{count:,} {names[field]} can't be used{why}"
+    if images.bad:
+        yield f"{images.bad} of {images.looked_at} images looked at can't be used"
+
+
+def _models(found: list[Need]) -> str:
+    sizes = {need.role: need.total for need in found}
+    parts = [f"{role} {billions(total)}" for role, total in sizes.items() if total]
+    return f"{', '.join(parts)} parameters" if parts else ""
+
+
+def _memory(spec: RunSpec, found: list[Need]) -> Iterator[str]:
+    trainer = spec.trainer
+    on_gpu = trainer.gpu_memory is not None or asks_for_gpus(trainer)
+    count = trainer.num_ranks
+    unit = "GPU" if on_gpu else "process"
+    where = f"the {unit}" if count == 1 else f"each of {count} {unit}{'s' if on_gpu else 'es'}"
+    of = f" of {trainer.gpu_memory}" if trainer.gpu_memory is not None else ""
+    for phase, word in (("tune", "tuning"), ("pretrain", "pre-training")):
+        need = largest(found, phase)  # type: ignore[arg-type]
+        if need is None:
+            continue
+        yield f"{word} needs at least {gib(need.memory.peak)} on {where}{of}, activations aside"
+        if is_tight(spec, need):
+            yield (
+                "that leaves little for them: lower training.microBatchSize, set training.gradientCheckpointing, or share more "
+                "(training.deepspeed.zeroStage)"
+            )
+    answering = [need for need in found if need.phase not in ("tune", "pretrain")]
+    most = max(answering, key=lambda need: need.memory.peak, default=None)
+    if most is not None:
+        yield f"answering at least {gib(most.memory.peak)} ({most.role})"

@@ -19,7 +19,7 @@ from comd_trainer import launcher
 from comd_trainer.context import PreemptedError
 from comd_trainer.keys import phase_key, phase_prefix, stage_artifact_name
 from comd_trainer.phases import phase_module
-from comd_trainer.preflight import check, check_unchanged
+from comd_trainer.preflight import check, check_unchanged, pinned
 from comd_trainer.server import StatusServer
 from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref, publish
 from comd_trainer.store.errors import local_errors
@@ -102,6 +102,7 @@ class Supervisor:
             self.artifacts[ref.name] = open_ref(ref, store=store, cache_dir=self.cache)
         if "preflight" in self.artifacts:
             check_unchanged(self.config.spec, self.artifacts["preflight"].meta["fingerprints"], sources)
+            self.config = self.config.replace(spec=pinned(self.config.spec, self.artifacts["preflight"].meta))
         if self.nodes is not None:
             self.nodes.wait_for_all()
         phases = phases_of(self.config.spec, self.config.stage)
@@ -275,6 +276,7 @@ class Supervisor:
             )
             scores += [Score.model_validate(score) for score in meta.get("scores", [])]
             stop = meta.get("stop") or stop
+            message = message or (meta.get("summary", "") if exit_class == "Done" else "")
         return StageResult(
             exit_class=exit_class,
             message=message[:1024],

@@ -97,6 +97,7 @@ GOOD = {
     "a shared folder": mounting("/shared", storage="file:///shared/runs/a"),
     "a shared folder, mounted just there": mounting("/shared/runs", storage="file:///shared/runs"),
     "a shared root": mounting("/shared/", storage="file:///shared/runs"),
+    "a shared folder with a space in its name": mounting("/shared runs", storage="file:///shared%20runs/a"),
     "a volume": mounting("/data"),
     "two GPUs, two processes": gpus("2", 2),
     "no GPU": run_with(BUCKET, trainer__image="x", trainer__numProcPerNode=4),

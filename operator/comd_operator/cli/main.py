@@ -72,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
         "--trainer-image", metavar="IMAGE", help="with --kubernetes: as of `operator`, for a manifest that names none"
     )
     plan.add_argument(
-        "--storage", metavar="URI", help="as of `run`; rows are counted where the files are on this machine"
+        "--storage",
+        metavar="URI",
+        help="as of `run`; rows are counted where the files are on this machine. With --kubernetes as --storage-uri of `operator`, for "
+        "a manifest that names none",
     )
 
     validate = commands.add_parser("validate", help="check manifests as the API server would")
@@ -116,7 +119,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             if arguments.kubernetes:
                 from comd_operator.cli.objects import objects_command
 
-                return objects_command(_file_of(arguments), trainer_image=arguments.trainer_image)
+                return objects_command(
+                    _file_of(arguments), trainer_image=arguments.trainer_image, storage=arguments.storage
+                )
             return plan_command(_file_of(arguments), storage=arguments.storage)
         case "operator":
             return operator_command(arguments)

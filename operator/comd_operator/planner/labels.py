@@ -9,6 +9,9 @@ OPERATOR_NAME = "comd-operator"
 SELECTOR = f"{MANAGED_BY}={OPERATOR_NAME}"
 """What the operator watches: nobody else's Jobs and Pods reach its memory."""
 
+MANAGER = f"{GROUP}/operator"
+"""In `spec.managedBy` of a run, as good as nothing: this operator works on it."""
+
 RUN, RUN_UID, STAGE, ROUND, ATTEMPT, JOB_INDEX = (
     f"{GROUP}/{name}" for name in ("run", "run-uid", "stage", "round", "attempt", "job-index")
 )

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from comd_api.pods import PodSpec, Resources, Trainer, amount
 from comd_api.profile import resolve
@@ -45,7 +46,7 @@ def _problems(spec: RunSpec) -> Iterator[str]:
 def _of_folder(storage: Storage, trainer: Trainer) -> Iterator[str]:
     if not storage.uri.startswith("file://"):
         return
-    folder = PurePosixPath(storage.uri.removeprefix("file://"))
+    folder = PurePosixPath(unquote(storage.uri.removeprefix("file://")))
     if not any(folder.is_relative_to(mount.mount_path) for mount in trainer.volume_mounts):
         yield (
             f"spec.storage.uri ({storage.uri}) is a folder of the pod itself, which is gone with it; use s3://bucket/prefix, or "

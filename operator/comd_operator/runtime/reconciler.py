@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from comd_api.run import DistillationRun
 from comd_api.status import RunStatus
 from comd_operator.decide import Decision, decide
-from comd_operator.planner import ClusterDefaults, JobPlan, fill, job_manifest, num_nodes, problem, stage_config
+from comd_operator.planner import ClusterDefaults, JobPlan, fill, job_manifest, labels, num_nodes, problem, stage_config
 from comd_operator.policies import ledger
 from comd_operator.policies.children import Child
 from comd_operator.policies.hold import Obstacle
@@ -28,7 +28,6 @@ from comd_operator.runtime.writes import GoneError, ObstacleError, Writer
 
 log = logging.getLogger(__name__)
 
-MANAGED_BY_US = "comd.dev/operator"
 PODLESS_SECONDS = 2.0
 """A Job without pods for so long is asked why."""
 
@@ -78,7 +77,7 @@ class Reconciler:
             self._forget(uid)
             return None
         run = parse(record)
-        if run is None or run.spec.managed_by not in (None, MANAGED_BY_US):
+        if run is None or run.spec.managed_by not in (None, labels.MANAGER):
             self._forget(uid)
             return None
         stage = ledger.current(run.status or RunStatus())

@@ -1,0 +1,98 @@
+"""operator/rbac.yaml holds what the operator asks for: nothing is forbidden to it, and nothing is allowed that it never does."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.api import life
+from tests.api.operators import operating
+from tests.api.proxy import Proxy
+from tests.api.simulator import SCHEDULER, runs_on
+from tests.api.world import World, make_manifest
+
+RBAC = Path(__file__).parents[2] / "operator" / "rbac.yaml"
+Right = tuple[str, str, str]
+"""Group, resource, verb."""
+OPTIONAL: set[Right] = {("kueue.x-k8s.io", "workloads", "list")}
+"""Kueue is not here; tests/kueue asks for it."""
+
+
+def allowed() -> set[Right]:
+    documents = [
+        document for document in yaml.safe_load_all(RBAC.read_text()) if document["kind"] in ("Role", "ClusterRole")
+    ]
+    rules = [rule for document in documents for rule in document["rules"]]
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def asked(proxy: Proxy) -> set[Right]:
+    return {(call.group, call.resource, call.verb) for call in proxy.calls if call.resource != "discovery"}
+
+
+def test_no_secret_and_nothing_of_the_cluster_s_own() -> None:
+    rights = allowed()
+    assert not {resource for _, resource, _ in rights} & {
+        "secrets",
+        "namespaces",
+        "nodes",
+        "customresourcedefinitions",
+        "*",
+    }
+    assert not {verb for _, _, verb in rights} & {"*", "deletecollection", "impersonate", "escalate", "bind"}
+
+
+async def test_a_service_account_with_these_rights_and_no_others(world: World) -> None:
+    """A whole life over two nodes, one more event of the same, a Job whose pods can't be made, and the Lease."""
+    kubectl = world.cluster.kubectl
+    await asyncio.to_thread(kubectl, "apply", "-f", str(RBAC))
+    token = await asyncio.to_thread(kubectl, "--namespace=comd-system", "create", "token", "comd-operator")
+    async with (
+        world.proxied(token=token.strip()) as proxy,
+        operating(world, proxy, namespaces="", leader_election=True, lease_namespace="comd-system"),
+    ):
+        async with world.simulated(runs_on) as nodes:
+            await life.play(world, nodes)
+            await life.assert_nothing_twice(world)
+        await world.apply(make_manifest("nobody", trainer__podTemplate__spec__serviceAccountName="nobody"))
+        await world.until_reason("FailedCreate", "nobody")
+        await tell_twice(world)
+    refused = [(call.what, code) for call, code in proxy.answers if code == 403]
+    assert refused == []
+    assert asked(proxy) - OPTIONAL == allowed() - OPTIONAL
+
+
+async def tell_twice(world: World) -> None:
+    """A name that is another's, again and again: the same event is counted up."""
+    foreign: dict[str, Any] = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "taken-preflight-a1"},
+        "spec": {
+            "suspend": True,
+            "template": {
+                "spec": {
+                    "restartPolicy": "Never",
+                    "schedulerName": SCHEDULER,
+                    "containers": [{"name": "x", "image": "x"}],
+                }
+            },
+        },
+    }
+    await world.api.create(world.jobs(), foreign)
+    await world.apply(make_manifest("taken"))
+    for count in (1, 2):
+        await world.until_reason("NameCollision", "taken")
+        events = [event for event in await world.events("taken") if event["reason"] == "NameCollision"]
+        assert [event["count"] for event in events] == [count]
+        await world.change("taken", suspend=True)
+        await world.until_phase("Suspended", "taken")
+        await world.change("taken", suspend=False)
+        await asyncio.sleep(0.2)

@@ -10,8 +10,9 @@ which it allocates whole whatever the model's size.
     weights     w P, with stage 3 w P / N
     states      12 T / N: fp32 master weights and AdamW's two moments; 8 T with stage 0 in fp32, where the weights are the master
     backward    gradients w T / N, with stage 0 and (while they are accumulated) stage 1 w T; with stages 1 to 3 and B w for the bucket
-    step        stage 0: gradients, and their fp32 copy 4 T in half precision; stages 1 and 2: the fp32 copy 4 T / N;
-                stage 3: as backward, and the fp32 copy of one sub-group of at most 1,000,000,000: 4 min(T / N, 1e9)
+    step        stage 0: gradients, and their fp32 copy 4 T in half precision; stages 1 and 2: the fp32 copy of the larger of the
+                optimizer's two groups, 4 M / N with M = 0.98 T matrices; stage 3: as backward, and the fp32 copy of one sub-group
+                of at most 1,000,000,000: 4 min(M / N, 1e9)
     loading     w P: with every stage each rank has the whole model on its GPU before DeepSpeed shares it (`phases.training.open_student`)
 
     peak        max(loading, weights + states + max(backward, step))
@@ -31,6 +32,9 @@ WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 BUCKET = 500_000_000
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's defaults of `reduce_bucket_size` and `sub_group_size`, in elements; deepspeed_config sets neither."""
+
+MATRICES = 0.98
+"""Share of a model's parameters that surely stand in matrices. Vectors (biases, norms) are a group of their own, stepped after them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,13 @@ def training_memory(
     bucket = width * int(zero.get("reduce_bucket_size", BUCKET)) if stage and on_gpu else 0
     accumulates = int(config["gradient_accumulation_steps"]) > 1
     gradients = width * (trained if stage == 1 and accumulates else share)
+    matrices = int(MATRICES * share)
     if stage == 0:
         step = gradients + (4 * trained if half else 0)
     elif stage == 3:
-        step = gradients + bucket + 4 * min(share, int(zero.get("sub_group_size", SUB_GROUP)))
+        step = gradients + bucket + 4 * min(matrices, int(zero.get("sub_group_size", SUB_GROUP)))
     else:
-        step = 4 * share
+        step = 4 * matrices
     return Memory(
         weights=width * (_share(total, num_ranks) if stage == 3 else total),
         states=(12 if half or stage else 8) * share,

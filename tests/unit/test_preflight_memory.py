@@ -56,7 +56,8 @@ def measure(stage: int, precision: str, rank: int, world_size: int, folder: str)
     config = LlamaConfig(
         vocab_size=64, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4
     )
-    model = LlamaForCausalLM(config).to({"bf16": torch.bfloat16, "fp32": torch.float32}[precision])
+    model: Any = LlamaForCausalLM(config)
+    model = model.to({"bf16": torch.bfloat16, "fp32": torch.float32}[precision])
     learns = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.0" not in name)

@@ -138,7 +138,7 @@ def test_a_composed_student_counts_as_what_is_composed(tmp_path: Path, projector
     )
     language = look_at_model(named("language-model"), listed(tmp_path / "language"))
     found = compose(vision, language, projector=tiny_composed(projector=projector).projector.type)
-    model = student.model
+    model: Any = student.model
     new_rows = (
         model.get_input_embeddings().weight.shape[0]
         - json.loads((tmp_path / "language" / "config.json").read_text())["vocab_size"]

@@ -1,8 +1,9 @@
 """Preflight's findings in one short paragraph, for the run's condition."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from comd_api.run import RunSpec
+from comd_api.status import PhaseName
 from comd_trainer.preflight.fit import Need, asks_for_gpus, billions, gib, is_tight, largest
 from comd_trainer.preflight.images import SampledImages
 from comd_trainer.preflight.named import BANK_FIELD, PRETRAINING_FIELD, SEED_FIELD, evaluation_field
@@ -11,6 +12,9 @@ from comd_trainer.preflight.rows import DataRows
 
 MAX_LENGTH = 600
 """Characters."""
+ROLES = ("student", "teacher", "assessor", "augmentor")
+NAMED_SETS = 2
+"""Evaluation sets are named up to as many."""
 WORDS = {SEED_FIELD: "seed rows", BANK_FIELD: "bank rows", PRETRAINING_FIELD: "pre-training pairs"}
 
 
@@ -42,10 +46,9 @@ def summarise(
 def _rows(spec: RunSpec, rows: DataRows) -> str:
     counts = rows.counts
     parts = [f"{counts[field]:,} {word}" for field, word in WORDS.items() if field in counts]
-    parts += [
-        f"{counts[evaluation_field(index)]:,} rows of evaluation set {each.name}"
-        for index, each in enumerate(spec.data.evaluation)
-    ]
+    held_out = {each.name: counts[evaluation_field(index)] for index, each in enumerate(spec.data.evaluation)}
+    if held_out:
+        parts.append(f"{sum(held_out.values()):,} rows of {_sets(held_out)}")
     return ", ".join(parts)
 
 
@@ -54,11 +57,15 @@ def _overlap(overlap: Mapping[str, FileOverlap]) -> Iterator[str]:
         if field not in overlap:
             continue
         found = overlap[field]
-        names = ", ".join(found.evaluation)
         shares = "an image" if found.images == found.rows else "an image or a text"
-        sets = "evaluation set" if len(found.evaluation) == 1 else "the evaluation sets"
         end = "are learned from all the same" if field == PRETRAINING_FIELD else "are left out"
-        yield f"{found.rows:,} {word} share {shares} with {sets} {names} and {end}"
+        yield f"{found.rows:,} {word} share {shares} with {_sets(found.evaluation)} and {end}"
+
+
+def _sets(names: Collection[str]) -> str:
+    if len(names) > NAMED_SETS:
+        return f"{len(names)} evaluation sets"
+    return f"evaluation set{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 def _bad(spec: RunSpec, rows: DataRows, images: SampledImages) -> Iterator[str]:
@@ -73,8 +80,10 @@ def _bad(spec: RunSpec, rows: DataRows, images: SampledImages) -> Iterator[str]:
 
 
 def _models(found: list[Need]) -> str:
-    sizes = {need.role: need.total for need in found}
-    parts = [f"{role} {billions(total)}" for role, total in sizes.items() if total]
+    """Each model once, by the role that names it."""
+    own = {"spec.student": "student", "spec.teacher": "teacher"}
+    sizes = {own.get(need.field, need.role): need.total for need in found}
+    parts = [f"{role} {billions(sizes[role])}" for role in ROLES if sizes.get(role)]
     return f"{', '.join(parts)} parameters" if parts else ""
 
 
@@ -85,8 +94,9 @@ def _memory(spec: RunSpec, found: list[Need]) -> Iterator[str]:
     unit = "GPU" if on_gpu else "process"
     where = f"the {unit}" if count == 1 else f"each of {count} {unit}{'s' if on_gpu else 'es'}"
     of = f" of {trainer.gpu_memory}" if trainer.gpu_memory is not None else ""
-    for phase, word in (("tune", "tuning"), ("pretrain", "pre-training")):
-        need = largest(found, phase)  # type: ignore[arg-type]
+    words: dict[PhaseName, str] = {"tune": "tuning", "pretrain": "pre-training"}
+    for phase, word in words.items():
+        need = largest(found, phase)
         if need is None:
             continue
         yield f"{word} needs at least {gib(need.memory.peak)} on {where}{of}, activations aside"
@@ -95,7 +105,7 @@ def _memory(spec: RunSpec, found: list[Need]) -> Iterator[str]:
                 "that leaves little for them: lower training.microBatchSize, set training.gradientCheckpointing, or share more "
                 "(training.deepspeed.zeroStage)"
             )
-    answering = [need for need in found if need.phase not in ("tune", "pretrain")]
+    answering = [need for need in found if need.phase not in words]
     most = max(answering, key=lambda need: need.memory.peak, default=None)
     if most is not None:
         yield f"answering at least {gib(most.memory.peak)} ({most.role})"

@@ -67,14 +67,14 @@ def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, s
     listings[spec.data.images] = images
     for field in (SEED_FIELD, BANK_FIELD):
         check_known_answers(spec, rows.items.get(field, ()), field=field)
+    sample = scratch / "preflight" / "images"
+    seen = look_at_sample(spec, rows.images(), images, scratch=sample)
+    shutil.rmtree(sample, ignore_errors=True)
     shared = overlap.find_overlap(spec, rows, images)
     left = {field: len(items) - (shared[field].rows if field in shared else 0) for field, items in rows.items.items()}
     check_numbers(spec, bank_rows=left.get(BANK_FIELD), seed_rows=left[SEED_FIELD])
     needs = fit.needs(spec, weights, on_gpu=spec.trainer.gpu_memory is not None or fit.asks_for_gpus(spec.trainer))
     fit.check_memory(spec, needs)
-    sample = scratch / "preflight" / "images"
-    seen = look_at_sample(spec, rows.images(), images, scratch=sample)
-    shutil.rmtree(sample, ignore_errors=True)
     report: dict[str, Any] = {
         "rows": rows.counts,
         "badRows": rows.bad,

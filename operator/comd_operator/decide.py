@@ -77,7 +77,7 @@ def decide(
         delete=leftovers,
         status=status,
         ahead=ahead if settled is not None else status,
-        requeue_after=_due(run, status, now, obstacle=obstacle),
+        requeue_after=_due(run, status, children, now, obstacle=obstacle),
         event=event(before, status),
     )
 
@@ -208,8 +208,7 @@ def _advance(
         run.spec, run=run.metadata.name, stage=begun.name, job_index=begun.completed_jobs, attempt=begun.attempt
     )
     there = next((child for child in children if child.name == job.name), None)
-    others_live = any(child.live and child.state != "Finishing" for child in children)
-    if there is None and (until(stage.retry_time, now) > 0 or others_live or obstacle is not None):
+    if there is None and (until(stage.retry_time, now) > 0 or _any_live(children) or obstacle is not None):
         return ledger.put(status, stage), [], False
 
     start = to_text(there.created if there is not None and there.created is not None else now)
@@ -225,6 +224,11 @@ def _advance(
     status = status.replace(start_time=status.start_time or start)
     status = queue.stop_clock(status, now) if queued else queue.start_clock(status, now)
     return ledger.put(status, begun), [] if there is not None else [job], there is not None
+
+
+def _any_live(children: Sequence[Child]) -> bool:
+    """Whether one is left beside which no other is begun."""
+    return any(child.live and child.state != "Finishing" for child in children)
 
 
 def _leftovers(status: RunStatus, children: Sequence[Child]) -> list[str]:
@@ -247,14 +251,18 @@ def _stamp(
     )
 
 
-def _due(run: DistillationRun, status: RunStatus, now: datetime, *, obstacle: Obstacle | None) -> float | None:
-    """Seconds until the next attempt or the next deadline."""
+def _due(
+    run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime, *, obstacle: Obstacle | None
+) -> float | None:
+    """Seconds until the next attempt or the next deadline. An attempt that is overdue waits for something else than the time."""
     if status.phase in ("Suspended", "Succeeded", "Failed"):
         return None
     stage = ledger.current(status)
     due = [deadlines.check(run.spec, status, stage, now).seconds_left]
     if stage is not None and stage.retry_time is not None:
-        due.append(until(stage.retry_time, now))
+        wait = until(stage.retry_time, now)
+        if wait > 0 or not (_any_live(children) or obstacle is not None):
+            due.append(wait)
     if obstacle is not None and not ledger.in_flight(stage):
         due.append(obstacle.seconds)
     return min((seconds for seconds in due if seconds is not None), default=None)

@@ -243,6 +243,26 @@ def test_pods_that_no_node_takes_are_given_up_and_tried_again() -> None:
     assert (world.stage.queued_seconds, world.stage.failures) == (300.0, 0), "from when it was seen to wait"
 
 
+def test_an_attempt_that_is_due_is_not_asked_for_again_and_again_while_the_one_before_still_goes() -> None:
+    """A queue that is told "in 0 seconds" each time does nothing else any more."""
+    world = world_of(retry={"backoffSeconds": 0})
+    world.step()
+    world.give_up()
+    assert world.step(seconds=1).delete == ["tiny-preflight-a1"]
+    assert world.step(seconds=1).requeue_after is None, "it is told when the Job has gone"
+    world.clear()
+    assert world.step().create
+
+
+def test_an_attempt_that_is_due_waits_for_what_keeps_it_from_being_made() -> None:
+    world = world_of(retry={"backoffSeconds": 0})
+    world.step()
+    world.fail("TryAgain")
+    world.step(seconds=1)
+    assert world.step(seconds=1, obstacle=COLLISION).requeue_after == 10.0
+    assert world.step(seconds=1, obstacle=INVALID).requeue_after is None
+
+
 # What can't be made.
 
 

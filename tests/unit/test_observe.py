@@ -189,6 +189,16 @@ def test_a_pod_that_should_be_gone_long_since_is_on_a_lost_node(
         ([waiting_pod("CreateContainerConfigError", 'secret "s3" not found')], 'secret "s3" not found'),
         ([waiting_pod("CreateContainerError", "failed to generate spec")], "CreateContainerError: failed to generate"),
         ([running_pod(), waiting_pod("ImagePullBackOff", "no", index=1)], "ImagePullBackOff: no"),
+        (
+            [
+                waiting_pod(
+                    "CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition"
+                )
+            ],
+            None,
+        ),
+        ([waiting_pod("CreateContainerError", "context deadline exceeded")], None),
+        ([waiting_pod("CreateContainerError", 'failed to reserve container name: "a" is reserved for "b"')], None),
         ([waiting_pod("ImagePullBackOff", "no", deleting=200)], None),
         ([waiting_pod("ImagePullBackOff", "no", owner="another-job")], None),
     ],

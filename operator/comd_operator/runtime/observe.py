@@ -31,6 +31,8 @@ UNSTARTABLE = frozenset(
 )
 """Reasons for which a container waits until somebody mends something. `ErrImagePull` is not one: it may be a registry's hiccup,
 and turns into `ImagePullBackOff` when it repeats."""
+_HICCUP = re.compile(r"timed out waiting for the condition|context deadline exceeded|is reserved for")
+"""In the kubelet's words for one of these when it, or the container runtime, was only slow: it tries again by itself."""
 NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
 """Reasons of an end before the container's first instruction: no such command in the image, say."""
 END_UNSEEN = frozenset({"Unknown", "ContainerStatusUnknown"})
@@ -203,7 +205,7 @@ def _starting(
     now: datetime,
 ) -> Child | None:
     """What keeps pods from running, if anything does. Of a Job on its way out nothing is given up any more."""
-    broken = next((pod for pod in pods if pod.waiting_reason in UNSTARTABLE and pod.deleting is None), None)
+    broken = next((pod for pod in pods if _is_unstartable(pod) and pod.deleting is None), None)
     if broken is not None and job.deleting is None:
         return _given_up(child, f"{broken.waiting_reason}: {broken.waiting_message}")
     homeless = next((pod for pod in pods if pod.unschedulable is not None), None)
@@ -220,6 +222,10 @@ def _starting(
     if words.stuck and job.deleting is None and (now - since) / timedelta(seconds=1) >= patience.start_seconds:
         return _given_up(child, f"{words.reason}: {words.message}")
     return replace(child, state="Queued", wait=words)
+
+
+def _is_unstartable(pod: PodRecord) -> bool:
+    return pod.waiting_reason in UNSTARTABLE and _HICCUP.search(pod.waiting_message) is None
 
 
 def _given_up(child: Child, message: str) -> Child:

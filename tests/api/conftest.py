@@ -1,18 +1,29 @@
-"""Every test here works on a real API server without nodes, in a namespace of its own."""
+"""Tests on a real API server without nodes.
+
+An asynchronous test has a `world`, a namespace of its own, and perhaps parameters; nothing else. Those of one file are played
+at the same time when the first of them is reached, for most of their time is waiting, and each reports for itself.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import inspect
+import os
+import re
+import shutil
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 
-from tests.api.world import World, connect
+from tests.api.world import opened
 from tests.cluster.cluster import Cluster
 
 CRD = Path(__file__).parents[2] / "crds" / "distillationruns.yaml"
-Scenario = Callable[[World], Coroutine[Any, Any, None]]
-Play = Callable[[Scenario], None]
+AT_ONCE = 12
+LONGEST = 150.0
+"""Seconds of one test."""
+PLAYED = pytest.StashKey[dict[str, BaseException | None]]()
+"""Of the tests that were played: how they ended."""
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +32,67 @@ def installed(control_plane: Cluster) -> Cluster:
     control_plane.kubectl("apply", "-f", str(CRD))
     control_plane.kubectl("wait", "--for=create", "crd/distillationruns.comd.dev", "--timeout=30s")
     control_plane.kubectl("wait", "--for=condition=Established", "crd/distillationruns.comd.dev", "--timeout=30s")
+    control_plane.kubectl("get", "distillationruns", "--all-namespaces")  # waits until they can be listed
     return control_plane
 
 
+class Place(NamedTuple):
+    cluster: Cluster
+    folders: pytest.TempPathFactory
+
+
 @pytest.fixture
-def play(installed: Cluster, namespace: str) -> Play:
-    """Plays a scenario: an asynchronous function of a world."""
+def world(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Where the World is made that an asynchronous test gets."""
+    return Place(installed, tmp_path_factory)
 
-    def run(scenario: Callable[[World], Awaitable[None]]) -> None:
-        async def whole() -> None:
-            api = await connect(installed.kubeconfig)
-            try:
-                await scenario(World(api, namespace))
-            finally:
-                await api.close()
 
-        asyncio.run(whole())
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.function):
+        return None
+    ended = pyfuncitem.session.stash.setdefault(PLAYED, {})
+    if pyfuncitem.nodeid not in ended:
+        together = [item for item in pyfuncitem.session.items if _plays_with(pyfuncitem, item)]
+        place = cast(Place, pyfuncitem.funcargs["world"])
+        try:
+            ended |= _play(together, place.cluster, place.folders.mktemp("worlds") / "kubeconfig")
+        except BaseException as error:  # such as the time limit: none of them is played a second time
+            ended |= dict.fromkeys([item.nodeid for item in together], error)
+            raise
+    how = ended[pyfuncitem.nodeid]
+    if how is not None:
+        raise how
+    return True
 
-    return run
+
+def _plays_with(one: pytest.Function, other: pytest.Item) -> bool:
+    return isinstance(other, pytest.Function) and other.path == one.path and inspect.iscoroutinefunction(other.function)
+
+
+def _play(items: list[Any], cluster: Cluster, kubeconfig: Path) -> dict[str, BaseException | None]:
+    """kubeconfig: where to make one that proxies can add themselves to."""
+    shutil.copy(cluster.kubeconfig, kubeconfig)
+    before = os.environ["KUBECONFIG"]
+    os.environ["KUBECONFIG"] = str(kubeconfig)
+    try:
+        return asyncio.run(_play_at_once(items, cluster, kubeconfig))
+    finally:
+        os.environ["KUBECONFIG"] = before
+
+
+async def _play_at_once(items: list[Any], cluster: Cluster, kubeconfig: Path) -> dict[str, BaseException | None]:
+    # An operator that fails ends its process; this one goes on, and the test sees `Operator.failed`.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def play(item: Any) -> None:
+        slug = re.sub(r"[^a-z0-9]+", "-", item.name.removeprefix("test_").lower()).strip("-")
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        async with limit, asyncio.timeout(LONGEST):
+            name = f"{slug[:50].strip('-')}-{os.urandom(3).hex()}"
+            async with opened(cluster, kubeconfig=kubeconfig, namespace=name) as world:
+                await item.function(world=world, **parameters)
+
+    ended = await asyncio.gather(*(play(item) for item in items), return_exceptions=True)
+    return {item.nodeid: error for item, error in zip(items, ended, strict=True)}

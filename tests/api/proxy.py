@@ -3,8 +3,9 @@
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,6 @@ from kubernetes.aio import config
 from kubernetes.aio.client.configuration import Configuration
 
 from comd_operator.runtime.api import resource_of
-
-WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,8 @@ class Call:
     """`jobs`, `distillationruns/status` …"""
     path: str
     group: str
+    at: float
+    """Seconds of the monotonic clock."""
     body: Any = None
     user_agent: str = ""
 
@@ -36,14 +37,20 @@ class Call:
     def writes(self) -> bool:
         return self.verb in ("create", "update", "patch", "delete")
 
+    @property
+    def what(self) -> str:
+        return f"{self.verb} {self.resource}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    kind: Literal["Answer", "DropBefore", "DropAfter", "Delay"]
-    """`DropBefore`: the server never hears of it. `DropAfter`: it does as asked, and the answer is lost."""
+    kind: Literal["Answer", "Text", "Drop"]
+    """`Answer`: a refusal. `Text`: 200 and a text. `Drop`: the connection is torn."""
+    carried_out: bool = False
+    """The server has done as it was asked; only its answer is lost. Else it never hears of it."""
     status: int = 500
     retry_after: float | None = None
-    seconds: float = 0.0
+    text: str = ""
 
 
 Hook = Callable[[Call], Awaitable[Fault | None]]
@@ -56,34 +63,70 @@ async def no_fault(_call: Call) -> Fault | None:
 @dataclass
 class Proxy:
     url: str
+    context: str = ""
+    """Its name in the kubeconfig."""
     hook: Hook = no_fault
-    calls: list[Call] = field(default_factory=list)
+    """Asked before a call goes to the server."""
+    after: Hook = no_fault
+    """Asked when the server has answered."""
     latency: float = 0.0
-    _watches: set[tuple[str, web.StreamResponse]] = field(default_factory=set)
+    calls: list[Call] = field(default_factory=list)
+    answers: list[tuple[Call, int]] = field(default_factory=list)
+    """What the server itself said."""
+    _watches: set["_Stream"] = field(default_factory=set)
+    _stalled: set[str] = field(default_factory=set)
+    _flows: asyncio.Event = field(default_factory=asyncio.Event)
+    _silent: bool = False
 
-    def kubeconfig(self, path: Path) -> Path:
-        user = {"name": "proxy", "user": {}}
-        cluster = {"name": "proxy", "cluster": {"server": self.url}}
-        context = {"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}
-        document = {"apiVersion": "v1", "kind": "Config", "current-context": "proxy"}
-        path.write_text(json.dumps({**document, "users": [user], "clusters": [cluster], "contexts": [context]}))
-        return path
+    def __post_init__(self) -> None:
+        self._flows.set()
 
     def writes(self) -> list[Call]:
         return [call for call in self.calls if call.writes]
 
-    async def end_watches(self, resource: str | None = None) -> None:
+    def count(self, what: str) -> int:
+        return sum(call.what == what for call in self.calls)
+
+    def end_watches(self, resource: str | None = None) -> None:
         """As a server does that goes away."""
-        for name, response in list(self._watches):
-            if resource in (None, name):
-                self._watches.discard((name, response))
-                if response._req is not None and response._req.transport is not None:
-                    response._req.transport.abort()
+        for stream in list(self._watches):
+            if resource in (None, stream.resource):
+                self._watches.discard(stream)
+                _abort(stream.request)
+
+    def stall(self, resource: str) -> None:
+        """Watches of it stay open and tell nothing, until they are released."""
+        self._stalled.add(resource)
+        self._flows.clear()
+
+    def release(self) -> None:
+        self._stalled.clear()
+        self._silent = False
+        self._flows.set()
+
+    def fall_silent(self) -> None:
+        """A network that is gone: nothing is refused, nothing is answered, nothing goes through."""
+        self._silent = True
+        self._flows.clear()
+
+    async def _passes(self, resource: str) -> None:
+        while self._silent or resource in self._stalled:
+            await self._flows.wait()
+
+
+@dataclass(frozen=True)
+class _Stream:
+    resource: str
+    request: web.Request
+
+    def __hash__(self) -> int:
+        return id(self.request)
 
 
 @asynccontextmanager
-async def serve(*, kubeconfig: Path, token: str | None = None) -> AsyncIterator[Proxy]:
-    """kubeconfig: of the real server's administrator. token: who to be in its place, such as a service account."""
+async def serve(*, kubeconfig: Path, context: str = "proxy", token: str | None = None) -> AsyncIterator[Proxy]:
+    """kubeconfig: with the real server's administrator, and then with a context for the proxy. token: who to be in the
+    administrator's place, such as a service account."""
     upstream = Configuration()
     await config.load_kube_config(config_file=str(kubeconfig), client_configuration=upstream)
     trust = ssl.create_default_context(cafile=upstream.ssl_ca_cert)
@@ -93,19 +136,29 @@ async def serve(*, kubeconfig: Path, token: str | None = None) -> AsyncIterator[
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     connector = aiohttp.TCPConnector(ssl=trust, limit=0)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=2**22) as session:
+        proxy = Proxy(url="", context=context)
         app = web.Application(client_max_size=2**24)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
-        proxy = Proxy(url="")
         app.router.add_route("*", "/{path:.*}", _Forward(proxy, session, str(upstream.host), headers).handle)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        _add_context(kubeconfig, proxy)
         try:
             yield proxy
         finally:
-            await proxy.end_watches()
+            proxy.release()
+            proxy.end_watches()
             await runner.cleanup()
+
+
+def _add_context(kubeconfig: Path, proxy: Proxy) -> None:
+    document = json.loads(kubeconfig.read_text())
+    name = proxy.context
+    document["users"].append({"name": name, "user": {}})
+    document["clusters"].append({"name": name, "cluster": {"server": proxy.url}})
+    document["contexts"].append({"name": name, "context": {"cluster": name, "user": name}})
+    kubeconfig.write_text(json.dumps(document))
 
 
 class _Forward:
@@ -115,27 +168,22 @@ class _Forward:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         call = await self._call(request)
         fault = await self.proxy.hook(call)
+        await self.proxy._passes("")
         if self.proxy.latency:
             await asyncio.sleep(self.proxy.latency)
-        if fault is not None and fault.kind == "Delay":
-            await asyncio.sleep(fault.seconds)
-        if fault is not None and fault.kind == "Answer":
-            wait = {"Retry-After": f"{fault.retry_after:g}"} if fault.retry_after is not None else {}
-            status = {"kind": "Status", "code": fault.status, "reason": "Injected", "message": "by the test's proxy"}
-            return web.json_response(status, status=fault.status, headers=wait)
-        if fault is not None and fault.kind == "DropBefore":
-            return _drop(request)
+        if fault is not None and not fault.carried_out:
+            return _say(request, fault)
         if call.verb == "watch":
             return await self._stream(request, call)
         async with self._send(request) as answer:
             body = await answer.read()
-            if fault is not None and fault.kind == "DropAfter":
-                return _drop(request)
-            kept = {
-                key: value
-                for key, value in answer.headers.items()
-                if key in ("Content-Type", "Content-Encoding", "Retry-After")
-            }
+            self.proxy.answers.append((call, answer.status))
+            fault = await self.proxy.after(call) or fault
+            await self.proxy._passes("")
+            if fault is not None:
+                return _say(request, fault)
+            passed = ("Content-Type", "Content-Encoding", "Retry-After")
+            kept = {key: value for key, value in answer.headers.items() if key in passed}
             return web.Response(status=answer.status, body=body, headers=kept)
 
     async def _call(self, request: web.Request) -> Call:
@@ -149,6 +197,7 @@ class _Forward:
             resource=resource_of(request.path),
             path=request.path,
             group="" if parts[0] == "api" else parts[1] if len(parts) > 1 else "",
+            at=time.monotonic(),
             body=json.loads(text) if text else None,
             user_agent=request.headers.get("User-Agent", ""),
         )
@@ -156,42 +205,51 @@ class _Forward:
         return call
 
     def _send(self, request: web.Request) -> Any:
-        kept = {
-            key: value
-            for key, value in request.headers.items()
-            if key in ("Content-Type", "Accept", "User-Agent", "Accept-Encoding")
-        }
+        passed = ("Content-Type", "Accept", "User-Agent", "Accept-Encoding")
+        kept = {key: value for key, value in request.headers.items() if key in passed}
         return self.session.request(
             request.method,
             self.host + request.path_qs,
             headers={**kept, **self.headers},
-            data=request.content if request.can_read_body else (request._read_bytes or None),
+            data=request._read_bytes or None,
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
     async def _stream(self, request: web.Request, call: Call) -> web.StreamResponse:
         async with self._send(request) as answer:
+            self.proxy.answers.append((call, answer.status))
             if answer.status != 200:
                 return web.Response(status=answer.status, body=await answer.read(), content_type="application/json")
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(request)
-            entry = (call.resource, response)
-            self.proxy._watches.add(entry)
+            stream = _Stream(call.resource, request)
+            self.proxy._watches.add(stream)
             try:
                 async for line in answer.content:
+                    await self.proxy._passes(call.resource)
                     await response.write(line)
                 await response.write_eof()
             except (ConnectionError, aiohttp.ClientError):
                 pass
             finally:
-                self.proxy._watches.discard(entry)
+                self.proxy._watches.discard(stream)
             return response
 
 
-def _drop(request: web.Request) -> web.Response:
+def _say(request: web.Request, fault: Fault) -> web.Response:
+    if fault.kind == "Drop":
+        _abort(request)
+    if fault.kind == "Text":
+        return web.Response(text=fault.text, content_type="application/json")
+    wait = {"Retry-After": f"{fault.retry_after:g}"} if fault.retry_after is not None else {}
+    status = {"kind": "Status", "code": fault.status, "reason": "Injected", "message": "by the test's proxy"}
+    return web.json_response(status, status=fault.status, headers=wait)
+
+
+def _abort(request: web.Request) -> None:
     if request.transport is not None:
-        request.transport.abort()
-    return web.Response(status=500)
+        with suppress(OSError):
+            request.transport.abort()
 
 
 def _verb(request: web.Request) -> str:

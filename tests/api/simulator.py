@@ -15,6 +15,7 @@ from comd_operator.runtime.api import Api, ApiError, namespaced
 
 SCHEDULER = "simulator"
 DIGEST = "sha256:" + "1" * 64
+JOB_NAME = "batch.kubernetes.io/job-name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class End:
     message: str | None = None
     reason: str = ""
     conditions: list[dict[str, str]] = field(default_factory=list)
+    pod: dict[str, str] = field(default_factory=dict)
+    """What the pod itself says, such as `{"reason": "Evicted"}`."""
     after: float = 0.0
 
 
@@ -45,6 +48,10 @@ def done(pod: dict[str, Any]) -> End:
     return End(message=result(pod["metadata"]["labels"][labels.STAGE]).to_termination_message())
 
 
+def runs_on(_pod: dict[str, Any]) -> None:
+    """Until the test ends it."""
+
+
 def result(stage: str) -> StageResult:
     names = {"preflight": ["preflight"], "pretrain": ["student"]}.get(stage, ["student", "pools"])
     artifacts = [ArtifactRef(name=name, uri=f"s3://b/{stage}/{name}", digest=DIGEST) for name in names]
@@ -61,6 +68,9 @@ class Simulator:
         self.api, self.namespace, self.script = api, namespace, script
         self.seen: set[str] = set()
         self.pods: dict[str, dict[str, Any]] = {}
+        """Pods that were ever started, by name."""
+        self._told: dict[str, End | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         path = namespaced("v1", "pods", self.namespace)
@@ -75,20 +85,33 @@ class Simulator:
                         await self._on(event["object"])
             await asyncio.sleep(0.05)
 
+    def pods_of(self, job: str) -> list[dict[str, Any]]:
+        return [pod for pod in self.pods.values() if pod["metadata"]["labels"].get(JOB_NAME) == job]
+
+    async def end_job(self, job: str, end: End | None = None) -> None:
+        """Ends the pods of a Job, those that run and those that are yet to start: as it is said, or well."""
+        self._told[job] = end
+        for pod in self.pods_of(job):
+            await self.end(pod, end or done(pod))
+
     async def _on(self, pod: dict[str, Any]) -> None:
         uid = pod["metadata"]["uid"]
         if uid in self.seen or pod["spec"].get("schedulerName") != SCHEDULER:
             return
         self.seen.add(uid)
-        self.pods[pod["metadata"]["name"]] = pod
         end = self.script(pod)
         if isinstance(end, Waits):
             await self.set_state(pod, "Pending", {"waiting": {"reason": end.reason, "message": end.message}})
             return
         await self.set_state(pod, "Running", {"running": {"startedAt": moment()}})
+        self.pods[pod["metadata"]["name"]] = pod
+        job = pod["metadata"]["labels"].get(JOB_NAME)
+        if job in self._told:
+            end = self._told[job] or done(pod)
         if end is not None:
             task = asyncio.create_task(self.end(pod, end))
-            self.tasks = {*getattr(self, "tasks", set()), task}
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def end(self, pod: dict[str, Any], end: End) -> None:
         """First the container, as the kubelet has it; then the pod."""
@@ -103,12 +126,11 @@ class Simulator:
             }
         }
         await self.set_state(pod, "Running", state)
-        await self.set_state(pod, "Succeeded" if end.code == 0 else "Failed", state, conditions=end.conditions)
+        more = {**({"conditions": end.conditions} if end.conditions else {}), **end.pod}
+        await self.set_state(pod, "Succeeded" if end.code == 0 else "Failed", state, **more)
 
-    async def set_state(
-        self, pod: dict[str, Any], phase: str, state: dict[str, Any], *, conditions: list[dict[str, str]] | None = None
-    ) -> None:
-        name = pod["metadata"]["name"]
+    async def set_state(self, pod: dict[str, Any], phase: str, state: dict[str, Any], **more: Any) -> None:
+        """more: further fields of the pod's status."""
         entry = {
             "name": "trainer",
             "image": "x",
@@ -117,10 +139,8 @@ class Simulator:
             "restartCount": 0,
             "state": state,
         }
-        status: dict[str, Any] = {"phase": phase, "containerStatuses": [entry]}
-        if conditions:
-            status["conditions"] = conditions
-        path = namespaced("v1", "pods", pod["metadata"]["namespace"], name, subresource="status")
+        status: dict[str, Any] = {"phase": phase, "containerStatuses": [entry], **more}
+        path = namespaced("v1", "pods", pod["metadata"]["namespace"], pod["metadata"]["name"], subresource="status")
         with suppress(ApiError):  # it may have been deleted
             await self.api.patch(path, {"status": status}, content_type="application/strategic-merge-patch+json")
 

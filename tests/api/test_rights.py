@@ -90,9 +90,19 @@ async def tell_twice(world: World) -> None:
     await world.apply(make_manifest("taken"))
     for count in (1, 2):
         await world.until_reason("NameCollision", "taken")
-        events = [event for event in await world.events("taken") if event["reason"] == "NameCollision"]
-        assert [event["count"] for event in events] == [count]
+        await until_told(world, count)
         await world.change("taken", suspend=True)
         await world.until_phase("Suspended", "taken")
         await world.change("taken", suspend=False)
         await asyncio.sleep(0.2)
+
+
+async def until_told(world: World, count: int) -> None:
+    """An event comes after the status that it speaks of."""
+    told: list[dict[str, Any]] = []
+    for _ in range(200):
+        told = [event for event in await world.events("taken") if event["reason"] == "NameCollision"]
+        if [event["count"] for event in told] == [count]:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(told)

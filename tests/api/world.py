@@ -1,23 +1,29 @@
-"""A namespace of the real API server with an operator at work in it, and simulated nodes."""
+"""A namespace of the real API server, as a test sees it: what is applied, what becomes of it, what was ever made."""
 
 import asyncio
-import time
+import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kubernetes.aio import config
+from kubernetes.aio.client.configuration import Configuration
+
 from comd_api import API_VERSION
 from comd_operator.planner import labels
-from comd_operator.runtime.api import Api, namespaced
+from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.shell.operator import Operator
-from comd_operator.shell.options import Options
-from tests.api.simulator import SCHEDULER
+from tests.api.feed import Feed, Job, following
+from tests.api.proxy import Proxy, serve
+from tests.api.simulator import SCHEDULER, Script, Simulator, done, simulating
+from tests.cluster.cluster import Cluster
 from tests.unit.rule_examples import manifest
 
-DEFAULTS = {"trainer_image": "localhost/comd-trainer:test", "port": 0, "leader_election": False, "qps": 0.0}
+PATIENCE = 45.0
+"""Seconds that a test waits for what should take one or two: the machine may be busy with other things."""
 
 
 def make_manifest(name: str = "tiny", **changes: Any) -> dict[str, Any]:
@@ -35,20 +41,22 @@ def make_manifest(name: str = "tiny", **changes: Any) -> dict[str, Any]:
     return document
 
 
-async def connect(kubeconfig: Path, *, user_agent: str = "test") -> Api:
-    """Without a limit, as the administrator."""
-    from kubernetes.aio import config
-    from kubernetes.aio.client.configuration import Configuration
-
+async def connect(kubeconfig: Path, *, context: str | None = None) -> Api:
+    """Without a limit, as the administrator unless a context says otherwise."""
     configuration = Configuration()
-    await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+    await config.load_kube_config(config_file=str(kubeconfig), context=context, client_configuration=configuration)
     bucket = TokenBucket(rate=0, burst=1)
-    return Api(configuration=configuration, limiter=bucket, metrics=Metrics(), timeout=20.0, user_agent=user_agent)
+    return Api(configuration=configuration, limiter=bucket, metrics=Metrics(), timeout=20.0, user_agent="test")
 
 
+@dataclass(frozen=True, kw_only=True)
 class World:
-    def __init__(self, api: Api, namespace: str) -> None:
-        self.api, self.namespace = api, namespace
+    api: Api
+    namespace: str
+    feed: Feed
+    cluster: Cluster
+    kubeconfig: Path
+    """The administrator's; proxies add a context of theirs."""
 
     def runs(self, name: str | None = None, **more: Any) -> str:
         return namespaced(API_VERSION, "distillationruns", self.namespace, name, **more)
@@ -56,15 +64,22 @@ class World:
     def jobs(self, name: str | None = None) -> str:
         return namespaced("batch/v1", "jobs", self.namespace, name)
 
-    def pods(self, name: str | None = None) -> str:
-        return namespaced("v1", "pods", self.namespace, name)
+    def core(self, kind: str, name: str | None = None) -> str:
+        """Path of an object of the core group: `pods`, `services` …"""
+        return namespaced("v1", kind, self.namespace, name)
 
     async def apply(self, document: dict[str, Any]) -> dict[str, Any]:
         made: dict[str, Any] = await self.api.create(self.runs(), document)
         return made
 
-    async def change(self, name: str, **spec: Any) -> None:
+    async def change(self, name: str = "tiny", **spec: Any) -> None:
         await self.api.patch(self.runs(name), {"spec": spec}, content_type="application/merge-patch+json")
+
+    async def delete_run(self, name: str = "tiny", *, policy: str = "Background") -> None:
+        await self.api.delete(self.runs(name), body={"propagationPolicy": policy})
+
+    async def delete_job(self, name: str, *, policy: str = "Background") -> None:
+        await self.api.delete(self.jobs(name), body={"propagationPolicy": policy})
 
     async def run(self, name: str = "tiny") -> dict[str, Any]:
         found: dict[str, Any] = await self.api.get(self.runs(name))
@@ -74,53 +89,85 @@ class World:
         status: dict[str, Any] = (await self.run(name)).get("status", {})
         return status
 
-    async def job_list(self) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = (await self.api.get(self.jobs()))["items"]
-        return items
+    async def pods(self) -> list[dict[str, Any]]:
+        found = await self.api.get(self.core("pods"), params={"labelSelector": labels.SELECTOR})
+        pods: list[dict[str, Any]] = found["items"]
+        return pods
 
-    async def job_names(self) -> list[str]:
-        return sorted(job["metadata"]["name"] for job in await self.job_list())
+    async def events(self, name: str = "tiny") -> list[dict[str, Any]]:
+        """What was told of a run, oldest first."""
+        listed = await self.api.get(self.core("events"))
+        found = [event for event in listed["items"] if event["involvedObject"]["name"] == name]
+        ours = [event for event in found if event["involvedObject"]["kind"] == "DistillationRun"]
+        return sorted(ours, key=lambda event: (event["firstTimestamp"], int(event["metadata"]["resourceVersion"])))
 
-    async def pod_list(self) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = (await self.api.get(self.pods(), params={"labelSelector": labels.SELECTOR}))[
-            "items"
-        ]
-        return items
+    def job_names(self) -> list[str]:
+        """Of all Jobs ever made, in order."""
+        return [job.name for job in self.feed.jobs.values()]
 
-    async def delete_job(self, name: str, *, policy: str = "Background") -> None:
-        await self.api.delete(self.jobs(name), body={"propagationPolicy": policy})
-
-    async def events(self) -> list[dict[str, Any]]:
-        listed = await self.api.get(namespaced("v1", "events", self.namespace))
-        return [event for event in listed["items"] if event["involvedObject"]["kind"] == "DistillationRun"]
+    def job(self, name: str) -> Job:
+        """The newest of that name."""
+        return [job for job in self.feed.jobs.values() if job.name == name][-1]
 
     async def until(
-        self, what: Callable[[dict[str, Any]], bool], name: str = "tiny", *, seconds: float = 30.0
+        self, what: Callable[[dict[str, Any]], bool], name: str = "tiny", *, seconds: float = PATIENCE
     ) -> dict[str, Any]:
         """The status once it is as wanted."""
-        end = time.monotonic() + seconds
-        while True:
-            status = await self.status(name)
-            if what(status):
-                return status
-            assert time.monotonic() < end, f"not so after {seconds} s: {status}"
-            await asyncio.sleep(0.05)
 
-    async def until_phase(self, phase: str, name: str = "tiny", *, seconds: float = 30.0) -> dict[str, Any]:
+        def status() -> dict[str, Any]:
+            found: dict[str, Any] = self.feed.runs.get(name, {}).get("status", {})
+            return found
+
+        await self.until_so(lambda: what(status()), status, seconds=seconds)
+        return status()
+
+    async def until_phase(self, phase: str, name: str = "tiny", *, seconds: float = PATIENCE) -> dict[str, Any]:
         return await self.until(lambda status: status.get("phase") == phase, name, seconds=seconds)
 
-    async def until_job(self, name: str, *, seconds: float = 30.0) -> dict[str, Any]:
-        """The Job, once it is there with as many pods as it wants."""
-        end = time.monotonic() + seconds
-        while True:
-            for job in await self.job_list():
-                if (
-                    job["metadata"]["name"] == name
-                    and job.get("status", {}).get("active") == job["spec"]["parallelism"]
-                ):
-                    return job
-            assert time.monotonic() < end, f"no Job {name} with its pods after {seconds} s: {await self.job_names()}"
-            await asyncio.sleep(0.05)
+    async def until_reason(self, reason: str, name: str = "tiny", *, seconds: float = PATIENCE) -> dict[str, Any]:
+        """Of the condition `Ready`."""
+        return await self.until(lambda status: reason_of(status) == reason, name, seconds=seconds)
+
+    async def until_job(self, name: str, *, seconds: float = PATIENCE) -> Job:
+        """Once it is there with as many pods as it wants."""
+
+        def is_active() -> bool:
+            named = [job.object for job in self.feed.jobs.values() if job.name == name and not job.gone]
+            return any(job.get("status", {}).get("active") == job["spec"]["parallelism"] for job in named)
+
+        await self.until_so(is_active, self.job_names, seconds=seconds)
+        return self.job(name)
+
+    async def until_gone(self, name: str, *, seconds: float = PATIENCE) -> None:
+        """Jobs of that name."""
+        jobs = self.feed.jobs
+        await self.until_so(
+            lambda: all(job.gone for job in jobs.values() if job.name == name), self.job_names, seconds=seconds
+        )
+
+    async def until_so(
+        self, holds: Callable[[], bool], shown: Callable[[], object], *, seconds: float = PATIENCE
+    ) -> None:
+        """Asks again whenever a run or Job has changed, and now and then for what else may change."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not holds():
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.25):
+                            await self.feed.change()
+        except TimeoutError:
+            raise AssertionError(f"not so after {seconds:g} s: {shown()}") from None
+
+    def simulated(self, script: Script = done) -> AbstractAsyncContextManager[Simulator]:
+        """Nodes for the pods of this namespace."""
+        return simulating(self.api, self.namespace, script)
+
+    def proxied(self, *, token: str | None = None) -> AbstractAsyncContextManager[Proxy]:
+        """A way of its own to the API server, for one operator."""
+        return serve(kubeconfig=self.kubeconfig, context=f"proxy-{os.urandom(4).hex()}", token=token)
+
+    async def kubectl(self, *arguments: str, check: bool = True) -> str:
+        return await asyncio.to_thread(self.cluster.kubectl, "--namespace", self.namespace, *arguments, check=check)
 
 
 def condition(status: dict[str, Any], kind: str) -> tuple[str, str, str]:
@@ -129,13 +176,37 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str, str]:
     return found["status"], found["reason"], found["message"]
 
 
+def reason_of(status: dict[str, Any]) -> str | None:
+    return next((entry["reason"] for entry in status.get("conditions", []) if entry["type"] == "Ready"), None)
+
+
+def stage_of(status: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next((stage for stage in status.get("stages", []) if stage["name"] == name), {})
+    return found
+
+
 @asynccontextmanager
-async def operating(namespaces: str, *, context: str = "", **options: Any) -> AsyncIterator[Operator]:
-    """An operator in this process. Its way to the API server is KUBECONFIG's."""
-    operator = Operator(Options(**{**DEFAULTS, "namespaces": namespaces, "context": context, **options}))
-    await operator.start()
+async def opened(cluster: Cluster, *, kubeconfig: Path, namespace: str) -> AsyncIterator[World]:
+    """A world of its own, in a new namespace."""
+    api = await connect(kubeconfig)
     try:
-        yield operator
+        await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+        await _until_usable(api, namespace)
+        async with following(api, namespace) as feed:
+            yield World(api=api, namespace=namespace, feed=feed, cluster=cluster, kubeconfig=kubeconfig)
+        await api.delete(f"/api/v1/namespaces/{namespace}")
     finally:
-        await operator.stop()
-    assert operator.failed is None, operator.failed
+        await api.close()
+
+
+async def _until_usable(api: Api, namespace: str) -> None:
+    """Pods can be made when the default service account is there."""
+    for _ in range(600):
+        try:
+            await api.get(namespaced("v1", "serviceaccounts", namespace, "default"))
+            return
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            await asyncio.sleep(0.05)
+    raise AssertionError("the controllers don't work")

@@ -7,7 +7,8 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import config
@@ -58,6 +59,8 @@ class Api:
         self, *, configuration: Configuration, limiter: TokenBucket, metrics: Metrics, timeout: float, user_agent: str
     ) -> None:
         configuration.connection_pool_maxsize = 64
+        configuration.proxy = configuration.proxy or proxy_for(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
         self._configuration, self._limiter, self._metrics = configuration, limiter, metrics
         self._timeout, self._user_agent = timeout, user_agent
         self._rest = RESTClientObject(configuration)
@@ -211,6 +214,13 @@ class Api:
             proxy=configuration.proxy or None,
         )
         return answer
+
+
+def proxy_for(url: str) -> str | None:
+    """The environment's, found once. The transport would look for it at each request, in a thread, and for a password in ~/.netrc,
+    with which it refuses to send a token."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def resource_of(path: str) -> str:

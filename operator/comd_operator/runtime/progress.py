@@ -69,8 +69,9 @@ class Progress:
                 await asyncio.gather(*(self._ask(session, entry, limit) for entry in due))
                 self._wake.clear()
                 next_due = min((entry.due for entry in self._followed.values()), default=now + self._every)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), timeout=max(0.05, next_due - self._clock()))
+                with contextlib.suppress(TimeoutError):  # not wait_for: see WorkQueue.get
+                    async with asyncio.timeout(max(0.05, next_due - self._clock())):
+                        await self._wake.wait()
 
     async def _ask(self, session: aiohttp.ClientSession, entry: _Followed, limit: asyncio.Semaphore) -> None:
         host = f"[{entry.ip}]" if ":" in entry.ip else entry.ip

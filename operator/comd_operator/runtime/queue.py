@@ -84,6 +84,8 @@ class WorkQueue:
 
     async def get(self) -> str:
         """The next key; the worker says `done(key)` when it has worked on it. Raises ShutDownError at the end."""
+        # A key that comes back at once, for ever, must leave a turn to the Lease, the watches and signals.
+        await asyncio.sleep(0)
         while True:
             self._fire_timers()
             if self._waiting:
@@ -98,7 +100,9 @@ class WorkQueue:
             self._wake.clear()
             seconds = max(0.0, self._timers[0][0] - self._clock()) if self._timers else None
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout=seconds)
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes as it is woken, and its worker works on for ever.
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

@@ -1,0 +1,71 @@
+"""What the tests here run: one round on tiny models, seconds long, whose training can be met in its middle."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.cluster import Cluster
+from tests.e2e.world import make_inputs, manifest
+from tests.tiny import save_tiny_llava
+
+BUCKET = "nodes"
+STEPS = 160
+CHECKPOINT_STEPS = 10
+GRACE_SECONDS = 30
+
+
+def upload_inputs(cluster: Cluster, folder: Path) -> None:
+    """What a bucket must hold, put there by its API."""
+    make_inputs(folder)
+    save_tiny_llava(folder / "models" / "parts", seed=3).rename(folder / "models" / "student")
+    upload(cluster, folder, bucket=BUCKET, prefix="tiny/inputs")
+
+
+def upload(cluster: Cluster, folder: Path, *, bucket: str, prefix: str) -> None:
+    """Small files, many at once: `upload_file` would take twice the time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import boto3
+    from botocore.config import Config
+
+    s3 = cluster.s3
+    s3.make_bucket(bucket)
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+        config=Config(max_pool_connections=16),
+    )
+
+    def put(path: Path) -> None:
+        key = f"{prefix}/{path.relative_to(folder).as_posix()}"
+        client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, (path for path in sorted(folder.rglob("*")) if path.is_file())))
+
+
+def one_round(**changes: Any) -> dict[str, Any]:
+    """Two stages, preflight and round-1: a finished student, no evaluation. No failure that counts is forgiven (`retry.limit` 0).
+    `a__b=…` sets `spec.a.b`."""
+    document = manifest(
+        student={"checkpoint": {"source": "inputs/models/student"}},
+        storage={"uri": f"s3://{BUCKET}/tiny"},
+        retry={"limit": 0, "backoffSeconds": 0},
+        trainer={"podTemplate": {"spec": {"terminationGracePeriodSeconds": GRACE_SECONDS}}},
+    )
+    spec = document["spec"]
+    del spec["pretraining"], spec["data"]["evaluation"]
+    spec["rounds"]["count"] = 1
+    spec["training"] |= {"maxSteps": STEPS, "checkpointSteps": CHECKPOINT_STEPS}
+    for path, value in changes.items():
+        _set(spec, path.split("__"), copy.deepcopy(value))
+    return document
+
+
+def _set(node: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        node = node.setdefault(name, {})
+    node[path[-1]] = value

@@ -123,8 +123,9 @@ def test_the_estimate_is_just_below_what_is_allocated(
     assert with_bucket.weights + with_bucket.states + with_bucket.working >= found["bucket"]
 
     assert estimate.peak <= found["peak"]
-    # With stage 3 DeepSpeed keeps parameters of fewer than 100,000 elements whole on each rank: most of this small model's.
-    assert estimate.peak >= (0.7 if stage == 3 else 0.85) * found["peak"]
+    # Loose: what else is allocated is a large part of so small a run, and with stage 3 DeepSpeed keeps parameters of fewer than
+    # 100,000 elements whole on each rank, which are most of this model's.
+    assert estimate.peak >= 0.7 * found["peak"]
     if stage < 3:
         assert estimate.weights + estimate.states == pytest.approx(found["after"], rel=0.01)
 

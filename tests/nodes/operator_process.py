@@ -1,4 +1,4 @@
-"""`comd operator` as an administrator starts it outside the cluster: a process with a kubeconfig."""
+"""`comd operator` as a process outside the cluster, with the rights that operator/rbac.yaml gives it and no others."""
 
 import os
 import signal
@@ -12,6 +12,9 @@ from pathlib import Path
 from tests.cluster.cluster import Cluster
 from tests.nodes.image import IMAGE
 
+NAMESPACE = "comd-system"
+ACCOUNT = "comd-operator"
+"""As operator/rbac.yaml calls them."""
 PORT = 18_080
 LEASE_SECONDS = 4
 """A killed operator's Lease is taken over after so long."""
@@ -25,10 +28,13 @@ class OperatorProcess:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._process: subprocess.Popen[bytes] | None = None
+        self._kubeconfig: Path | None = None
         self.log: Path = cluster.logs / "operator.log"
 
     def start(self) -> None:
         """Returns when it has seen everything once."""
+        if self._kubeconfig is None:
+            self._kubeconfig = self._cluster.kubeconfig_for(user=ACCOUNT, namespace=NAMESPACE, duration="4h")
         options = {
             "trainer-image": IMAGE,
             "storage-endpoint": self._cluster.s3.endpoint,
@@ -36,6 +42,7 @@ class OperatorProcess:
             "storage-secret": "s3",
             "address": "127.0.0.1",
             "port": PORT,
+            "lease-namespace": NAMESPACE,
             "lease-seconds": LEASE_SECONDS,
             "start-patience-seconds": PATIENCE_SECONDS,
             "log-format": "plain",
@@ -45,7 +52,7 @@ class OperatorProcess:
         bound = [self._cluster.layout.program("setpriv"), "--pdeathsig", "KILL"]
         command = [*bound, sys.executable, "-m", "comd_operator", "operator", *arguments]
         with self.log.open("ab") as log:
-            environment = {**os.environ, **self._cluster.environment}
+            environment = {**os.environ, **self._cluster.environment, "KUBECONFIG": str(self._kubeconfig)}
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 60
         while not self._is_ready():

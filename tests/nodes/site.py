@@ -22,7 +22,8 @@ from tests.nodes import image
 from tests.nodes.api import Api
 from tests.nodes.operator_process import OperatorProcess
 
-CRD = Path(__file__).resolve().parents[2] / "crds" / "distillationruns.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = (ROOT / "crds" / "distillationruns.yaml", ROOT / "operator" / "rbac.yaml")
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
@@ -33,8 +34,8 @@ class Site:
         self.operator = OperatorProcess(cluster)
 
     def set_up(self) -> None:
-        """The custom resource, the image, the operator."""
-        self.cluster.kubectl("apply", "-f", str(CRD))
+        """The custom resource, the operator's rights, the image, the operator."""
+        self.cluster.kubectl("apply", *(f"--filename={path}" for path in INSTALLED))
         wait("our custom resource", lambda: self.api.get(f"/apis/{API_VERSION}/distillationruns"), 60)
         image.provide(self.cluster)
         self.operator.start()

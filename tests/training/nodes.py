@@ -23,7 +23,7 @@ from comd_api.profile import resolve
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig, StageResult
 from comd_api.stages import phases_of
-from comd_api.status import ArtifactRef
+from comd_api.status import ArtifactRef, PhaseName
 from tests.e2e.runs import contents
 from tests.e2e.world import manifest
 from tests.training.ranks import SPAWN
@@ -34,25 +34,28 @@ NUM_PORTS = 8
 
 @dataclass(kw_only=True)
 class Stage:
-    """A tiny run's stage in a folder: `store`, and for each node `node-N` with its scratch, log and termination message."""
+    """A tiny run in a folder, stage by stage: `store`, and for each node `node-N` with its scratch, log and termination message."""
 
     folder: Path
     num_nodes: int
     num_proc: int
     changes: dict[str, Any] = field(default_factory=dict)
     """Of the spec."""
+    storage: dict[str, Any] = field(default_factory=dict)
+    """In place of the folder `store`."""
+    phases: list[PhaseName] | None = None
+    """Of stages but `preflight`, as with `execution: Phase`; None for all."""
+    environments: dict[int, dict[str, str]] = field(default_factory=dict)
+    """What a node has in its environment besides."""
     inputs: list[ArtifactRef] = field(default_factory=list)
     processes: list[Any] = field(default_factory=list)
     port: int = 0
 
-    @property
-    def uri(self) -> str:
-        return (self.folder / "store").as_uri()
-
-    def config(self, stage: str, *, num_nodes: int | None = None) -> StageConfig:
+    def config(self, stage: str) -> StageConfig:
         document = manifest(**self.changes)["spec"]
-        document["storage"] = {"uri": self.uri}
-        document["trainer"] = {"numNodes": num_nodes or self.num_nodes, "numProcPerNode": self.num_proc}
+        document = {name: value for name, value in document.items() if value is not None}
+        document["storage"] = self.storage or {"uri": (self.folder / "store").as_uri()}
+        document["trainer"] = {"numNodes": self.num_nodes, "numProcPerNode": self.num_proc}
         spec = resolve(RunSpec.model_validate(document))
         number = int(stage.removeprefix("round-")) if stage.startswith("round-") else 0
         return StageConfig(
@@ -61,7 +64,7 @@ class Stage:
             stage=stage,
             round=number,
             last_round=number == spec.rounds.count,
-            phases=phases_of(spec, stage),
+            phases=self.phases if self.phases and stage != "preflight" else phases_of(spec, stage),
             spec=spec,
             inputs=[ref for ref in self.inputs if number or ref.name == "preflight"],
         )
@@ -88,7 +91,10 @@ class Stage:
         (home / "termination.json").unlink(missing_ok=True)
         arguments = ["run", "--config", home / "config.json", "--termination-message", home / "termination.json"]
         arguments += ["--scratch", home / "scratch", "--rendezvous", f"localhost:{self.port}"]
-        process = SPAWN.Process(target=_node, args=([str(word) for word in arguments], rank, str(home / "log.txt")))
+        environment = {**os.environ, **self.environments.get(rank, {}), "JOB_COMPLETION_INDEX": str(rank)}
+        process = SPAWN.Process(
+            target=_node, args=([str(word) for word in arguments], environment, str(home / "log.txt"))
+        )
         process.start()
         return process
 
@@ -118,7 +124,7 @@ class Stage:
         return StageResult.model_validate(json.loads(text))
 
     def contents(self) -> dict[str, str]:
-        """SHA-256 of every file of every artifact."""
+        """SHA-256 of every file of every artifact in the folder `store`."""
         return contents(self.folder)
 
     def steps_done(self, stage: str, phase: str) -> int:
@@ -172,13 +178,14 @@ def free_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
-def _node(arguments: Sequence[str], rank: int, log: str) -> None:
+def _node(arguments: Sequence[str], environment: dict[str, str], log: str) -> None:
     from comd_trainer.cli import main
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ.update(JOB_COMPLETION_INDEX=str(rank), OMP_NUM_THREADS="1")
+    os.environ.clear()
+    os.environ.update(environment, OMP_NUM_THREADS="1")
     multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[assignment]
     sys.exit(main(list(arguments)))
 

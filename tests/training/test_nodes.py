@@ -4,13 +4,18 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comd_api.stage import StageResult
+from tests.e2e import service
+from tests.e2e.runs import contents
+from tests.e2e.test_s3_run import made, upload
 from tests.e2e.world import make_inputs, manifest
+from tests.s3.versity import Server
 from tests.training.nodes import Stage, ended
 
 STEPS = 150
@@ -36,9 +41,10 @@ def make_stage(folder: Path, inputs: Path, *, num_nodes: int = 2, num_proc: int 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, inputs: Path) -> Stage:
-    """The long pre-training by two ranks of one node, undisturbed."""
+    """The long pre-training and a round by two ranks of one node, undisturbed."""
     stage = make_stage(tmp_path_factory.mktemp("whole"), inputs, num_nodes=1, num_proc=2, **LONG)
     assert stage.run("pretrain") == [0], stage.log(0)
+    assert stage.run("round-1") == [0], stage.log(0)
     return stage
 
 
@@ -58,7 +64,9 @@ def goes_on_as(stage: Stage, whole: Stage) -> None:
     assert stage.run("pretrain") == [0, 0], stage.log(0)
     assert all(re.search(r"continues from the checkpoint of step \d+", stage.log(rank)) for rank in range(2))
     assert stage.losses("pretrain", "pretrain") == whole.losses("pretrain", "pretrain")
-    assert stage.contents() == whole.contents()
+    assert stage.contents() == {
+        path: digest for path, digest in whole.contents().items() if not path.startswith("round-1/")
+    }
 
 
 def test_a_run_over_two_nodes_is_that_of_one(tmp_path: Path, inputs: Path) -> None:
@@ -165,3 +173,108 @@ def test_a_folder_that_one_node_can_not_write_to(pair: Stage, wrong: int) -> Non
     )
     assert pair.result(wrong).exit_class == "UserError"
     assert pair.result(1 - wrong).message == f"node {wrong} of 2 (counted from 0) ended the stage: {message}"
+
+
+# ---- a phase that generates: ranks meet at its ends only
+
+
+class Teacher:
+    """A slow one, behind an endpoint that wants a key."""
+
+    KEY = "COMD_SECRET_TEACHER_KEY"
+
+    def __init__(self, url: str) -> None:
+        ref = {"name": "teacher", "key": "key"}
+        endpoint = {"url": url, "model": "teacher", "concurrency": 2, "apiKeySecretRef": ref}
+        self.changes: dict[str, Any] = {
+            "teacher": {"endpoint": endpoint},
+            "student": {"checkpoint": {"source": "inputs/models/teacher"}},
+            "assessor": {"type": "Reference"},
+            "data": {name: value for name, value in LONG["data"].items() if name != "pretraining"},
+            "pretraining": None,
+        }
+        self.asked: list[float] = []
+        self.seconds = 0.25
+
+    def answer(self, _: str) -> str:
+        self.asked.append(time.monotonic())
+        time.sleep(self.seconds)
+        return "blue"
+
+
+@pytest.fixture
+def teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Teacher]:
+    with service.serving() as url:
+        made = Teacher(url)
+        monkeypatch.setitem(service.MODELS, "teacher", made.answer)
+        monkeypatch.setenv(Teacher.KEY, "secret")
+        yield made
+
+
+NUM_QUESTIONS = 22
+"""The seed's 24, of which two are asked twice."""
+
+
+def test_sigterm_while_answers_are_made(tmp_path: Path, inputs: Path, teacher: Teacher) -> None:
+    """Both nodes keep what they have, and no question is asked again but for those that were under way."""
+    stage = make_stage(tmp_path, inputs, **teacher.changes)
+    stage.phases = ["teach"]
+    with ended(stage):
+        stage.start("round-1")
+        stage.wait_until(lambda: len(teacher.asked) >= 6)
+        stage.signal(1, signal.SIGTERM)
+        assert stage.wait(timeout=60) == [75, 75], stage.log(0)
+        assert all(stage.result(rank).message.startswith("stopped by request") for rank in range(2))
+        asked = len(teacher.asked)
+        assert asked < NUM_QUESTIONS
+        assert stage.run("round-1") == [0, 0], stage.log(0)
+    assert len(teacher.asked) <= NUM_QUESTIONS + 2
+    assert len(teacher.asked) > asked
+    counts = stage.result(0).counts
+    assert counts is not None
+    assert counts.teacher_answers == NUM_QUESTIONS
+
+
+def test_a_key_that_one_node_lacks(tmp_path: Path, inputs: Path, teacher: Teacher) -> None:
+    """The user's error in the middle of a phase. The other node's rank waits for a slow teacher, and is ended all the same."""
+    stage = make_stage(tmp_path, inputs, **teacher.changes)
+    stage.environments = {1: {Teacher.KEY: ""}}
+    teacher.seconds = 60.0
+    with ended(stage):
+        stage.start("round-1")
+        began = time.monotonic()
+        assert stage.wait(timeout=60) == [75, 64], stage.log(0)
+        assert time.monotonic() - began < 30
+    sentence = (
+        "spec.teacher.endpoint.apiKeySecretRef: no key for teacher/key; set the environment variable "
+        "COMD_SECRET_TEACHER_KEY"
+    )
+    assert (stage.result(1).exit_class, stage.result(1).message) == ("UserError", sentence)
+    assert stage.result(1).failed_phase == "teach"
+    assert stage.result(0).message == f"node 1 of 2 (counted from 0) ended the stage: {sentence}"
+
+
+# ---- nothing in common but a bucket
+
+
+@pytest.mark.timeout(600)
+def test_nodes_that_share_nothing_but_a_bucket(
+    tmp_path: Path, inputs: Path, s3_keys: Server, bucket: str, whole: Stage
+) -> None:
+    """Sources, checkpoints and artifacts come to each node from a real S3 server; stopped and continued on the way."""
+    upload(s3_keys, bucket, inputs, "distillation/inputs")
+    storage = {"uri": f"s3://{bucket}/distillation", "s3": {"endpoint": s3_keys.endpoint, "region": "us-east-1"}}
+    stage = Stage(folder=tmp_path, num_nodes=2, num_proc=1, changes=LONG, storage=storage)
+    assert stage.run("preflight") == [0], stage.log(0)
+    with ended(stage):
+        stage.start("pretrain")
+        in_the_middle(stage)
+        stage.signal(1, signal.SIGTERM)
+        assert stage.wait(timeout=60) == [75, 75], stage.log(0)
+        for rank in range(2):
+            shutil.rmtree(tmp_path / f"node-{rank}" / "scratch")  # The next attempt runs on other nodes.
+        assert stage.run("pretrain") == [0, 0], stage.log(0)
+        assert all("continues from the checkpoint of step" in stage.log(rank) for rank in range(2))
+        assert stage.run("round-1") == [0, 0], stage.log(0)
+    assert all((tmp_path / f"node-{rank}" / "scratch" / "cache" / "sources").is_dir() for rank in range(2))
+    assert made(contents(s3_keys.folder / bucket, store="distillation")) == made(whole.contents())

@@ -32,7 +32,8 @@ UNSTARTABLE = frozenset(
 """Reasons for which a container waits until somebody mends something. `ErrImagePull` is not one: it may be a registry's hiccup,
 and turns into `ImagePullBackOff` when it repeats."""
 _HICCUP = re.compile(r"timed out waiting for the condition|context deadline exceeded|is reserved for")
-"""In the kubelet's words for one of these when it, or the container runtime, was only slow: it tries again by itself."""
+"""In the kubelet's words for a container that could not be made when it, or the container runtime, was only slow: it tries again by
+itself."""
 NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
 """Reasons of an end before the container's first instruction: no such command in the image, say."""
 END_UNSEEN = frozenset({"Unknown", "ContainerStatusUnknown"})
@@ -225,7 +226,8 @@ def _starting(
 
 
 def _is_unstartable(pod: PodRecord) -> bool:
-    return pod.waiting_reason in UNSTARTABLE and _HICCUP.search(pod.waiting_message) is None
+    slow = pod.waiting_reason.startswith("CreateContainer") and _HICCUP.search(pod.waiting_message) is not None
+    return pod.waiting_reason in UNSTARTABLE and not slow
 
 
 def _given_up(child: Child, message: str) -> Child:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.processes import wait
 from tests.nodes.site import Run, Site
 from tests.nodes.world import STEPS, one_round
 
@@ -29,7 +30,7 @@ def delete_job(run: Run, _pod: dict[str, Any]) -> None:
 def suspend_and_resume(run: Run, _pod: dict[str, Any]) -> None:
     run.change(suspend=True)
     run.until_phase("Suspended")
-    run.until_gone()
+    wait("its Job gone", lambda: "tiny-round-1-a1" not in run.jobs(), 60)
     time.sleep(1.0)
     assert run.status()["phase"] == "Suspended"
     run.change(suspend=False)

@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,8 @@ def test_marks_part_names_evenly() -> None:
     places = [0, *(names.index(mark) for mark in marks), len(names)]
     assert {after - before for before, after in pairwise(places)} == {2 * MARKED_NAMES // 16}
     assert marks_of(names[:100]) == []
+    unusable = ["", "../x", "a\n", "x" * 2000]
+    assert marks_of([*unusable * MARKED_NAMES, *names]) == marks, "no service is told what is no key"
 
 
 # ---- overlap
@@ -372,3 +376,9 @@ def test_a_later_stage_reads_from_the_pinned_sources(root: Path, monkeypatch: py
     )
     supervisor._run_phases()
     assert seen == [f"hf://o/teacher@{COMMIT}"]
+
+
+def test_it_starts_without_the_libraries_that_take_their_time() -> None:
+    code = "import sys, comd_trainer.preflight; print([name for name in ('torch', 'transformers', 'deepspeed') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

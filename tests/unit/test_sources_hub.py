@@ -170,8 +170,10 @@ def test_a_listing_reads_bytes_and_fetches_nothing(tmp_path: Path, endpoint: str
 def test_without_a_network_the_snapshot_is_listed(tmp_path: Path, endpoint: str) -> None:
     pinned = hub.at_commit("hf://owner/name", COMMIT, field="f")
     ask(tmp_path, endpoint, f"folder={pinned}")
-    [found] = ask(tmp_path, "http://127.0.0.1:9", f"listing={pinned}", HF_HUB_OFFLINE="1")
+    questions = (f"listing={pinned}", f"listing={pinned}/no-such")
+    found, missing = ask(tmp_path, "http://127.0.0.1:9", *questions, HF_HUB_OFFLINE="1")
     assert found["model.safetensors"] == [7, "eig"]
+    assert missing[0] == 64
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,13 @@ from comd_trainer.preflight.named import (
 )
 from comd_trainer.store.listing import Listing
 from comd_trainer.store.sources import Sources
+from comd_trainer.store.stores import path_problem
 
 FIRST_IMAGES = 20
 NUM_MARKS = 15
 """Where a long listing of images is cut."""
+MAX_MARK = 200
+"""Characters: a key has at most 1024 bytes."""
 MARKED_NAMES = 4000
 """Fewer images than this are listed in a few requests anyway."""
 
@@ -136,7 +139,8 @@ def read_data(spec: RunSpec, sources: Sources, open_images: OpenListing) -> tupl
 
 def marks_of(names: Sequence[str | None]) -> list[str]:
     """Names that part all of them into pieces of about the same size; none when there are few."""
-    found = sorted({name for name in names if name}, key=lambda name: name.encode("utf-8", "surrogatepass"))
+    usable = {name for name in names if name and len(name) < MAX_MARK and path_problem(name) is None}
+    found = sorted(usable, key=str.encode)
     if len(found) < MARKED_NAMES:
         return []
     return [found[len(found) * number // (NUM_MARKS + 1)] for number in range(1, NUM_MARKS + 1)]

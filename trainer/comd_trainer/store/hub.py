@@ -111,7 +111,9 @@ def listing(source: str, *, field: str) -> Listing:
             raise  # the hub answered
         except (OfflineModeIsEnabled, HTTPError):
             folder = _snapshot(wanted, local_only=True) / wanted.path
-            return local_listing(folder, source=source, field=field)
+            if folder.is_dir():
+                return local_listing(folder, source=source, field=field)
+            found = []
     if not found:
         raise UserError(
             f"{field}: {source} is not there: {wanted.repository} has no folder {wanted.path!r}; correct the path"

@@ -6,11 +6,12 @@ import pytest
 
 from comd_operator.policies.children import Child
 from comd_operator.policies.queue import Wait
-from comd_operator.runtime.observe import LOST_SECONDS, Patience, no_node_could, observe
+from comd_operator.runtime.observe import LOST_SECONDS, Patience, next_look, no_node_could, observe
 from comd_operator.runtime.records import JobRecord, PodRecord
 from tests.unit.kube_objects import (
     JOB_UID,
     MADE,
+    complete_job,
     condition,
     ended_pod,
     homeless_pod,
@@ -298,6 +299,38 @@ def test_a_job_whose_pods_can_not_be_made(pods: list[PodRecord], after: float, s
         assert child.message == "FailedCreate: exceeded quota: gpus"
 
 
+@pytest.mark.parametrize(
+    ("found", "pods", "wait", "after", "look"),
+    [
+        (job(), [running_pod()], None, 110, None),
+        (job(), [], None, 110, None),
+        (job(), [homeless_pod(FULL, since=100)], None, 110, None),
+        (job(), [homeless_pod(TOO_LARGE, since=100)], None, 110, 290),
+        (job(), [homeless_pod(TOO_LARGE, since=100)], None, 500, None),
+        (job(), [], NO_PODS, 110, 190),
+        (job(), [waiting_pod("ContainerCreating")], NO_PODS, 110, None),
+        (job(nodes=2), [running_pod(), running_pod(index=1, deleting=120)], None, 110, 10 + LOST_SECONDS),
+        (job(nodes=2), [running_pod(deleting=130), running_pod(index=1, deleting=120)], None, 130, LOST_SECONDS - 10),
+        (job(), [running_pod(deleting=60)], None, 110, None),
+        (job(), [ended_pod(143, deleting=120)], None, 110, None),
+        (job(deleting=50), [running_pod(deleting=120)], None, 110, 10 + LOST_SECONDS),
+        (job(deleting=50), [homeless_pod(TOO_LARGE)], None, 110, None),
+        (job(deleting=50, suspend=True), [running_pod(deleting=120)], None, 110, 10 + LOST_SECONDS),
+        (job(suspend=True, queue="gpus"), [running_pod(deleting=120)], NO_PODS, 110, None),
+        (complete_job(), [running_pod(deleting=120)], None, 110, None),
+        (job(), [running_pod(deleting=120, owner="another-job")], None, 110, None),
+    ],
+)
+def test_when_time_alone_will_tell(
+    found: JobRecord, pods: list[PodRecord], wait: Wait | None, after: float, look: float | None
+) -> None:
+    """Nobody sends an event when a node does not answer, or patience is over."""
+    assert next_look(found, pods, wait=wait, patience=PATIENCE, now=now(after)) == look
+    if look is not None:
+        before = seen(found, *pods, wait=wait, after=after + look - 1)
+        assert seen(found, *pods, wait=wait, after=after + look).exit_class != before.exit_class
+
+
 def test_patience_can_be_set() -> None:
     short = Patience(start_seconds=5)
     assert seen(job(), wait=NO_PODS, after=6, patience=short).exit_class == "CannotStart"
@@ -323,8 +356,9 @@ def test_a_job_on_its_way_out_is_what_it_was(going: JobRecord, pods: list[PodRec
     assert child.live, "until it is gone"
 
 
-def test_a_job_on_its_way_out_is_not_waited_for_when_its_node_is_lost() -> None:
-    child = seen(job(deleting=50), running_pod(deleting=60), after=60 + LOST_SECONDS + 1)
+@pytest.mark.parametrize("going", [job(deleting=50), job(deleting=50, suspend=True, queue="gpus")])
+def test_a_job_on_its_way_out_is_not_waited_for_when_its_node_is_lost(going: JobRecord) -> None:
+    child = seen(going, running_pod(deleting=60), after=60 + LOST_SECONDS + 1)
     assert (child.state, child.exit_class, child.lost, child.deleting) == ("Failed", "TryAgain", True, True)
 
 

@@ -82,17 +82,36 @@ def observe(
         return _completed(replace(child, finished=job.ended_at), own)
     if job.ended == "Failed":
         return _failed(replace(child, state="Failed", finished=job.ended_at), job, own)
-    if job.suspended:
+    lost = next((pod for pod in own if _is_lost(pod, now)), None)
+    if job.suspended and (job.deleting is None or lost is None):
         wait = wait or Wait(reason="Suspended", message=_suspended_by(job))
         return replace(child, state="Queued", wait=wait, preempted=_ran_before(job))
     finished = _finishing(job, own) if job.deleting is None else None
     if finished is not None:
         return replace(child, state="Finishing", result=finished[0], finished=finished[1])
-    lost = next((pod for pod in own if _is_lost(pod, now)), None)
     if lost is not None:
         message = f"node {lost.node} does not answer any more"
         return replace(child, state="Failed", exit_class="TryAgain", message=message, lingers=True, lost=True)
     return _starting(child, job, own, wait=wait, patience=patience, now=now) or replace(child, progress=progress)
+
+
+def next_look(
+    job: JobRecord, pods: Sequence[PodRecord], *, wait: Wait | None, patience: Patience, now: datetime
+) -> float | None:
+    """Seconds until time alone changes what is observed: a node counts as lost, patience is over. Nobody sends an event of that."""
+    if job.ended is not None or (job.suspended and job.deleting is None):
+        return None
+    own = [pod for pod in pods if pod.job_uid == job.uid]
+    moments = [
+        pod.deleting + timedelta(seconds=LOST_SECONDS)
+        for pod in own
+        if pod.deleting is not None and pod.exit_code is None
+    ]
+    held = _held(job, own, wait=wait)
+    if held is not None and held[0].stuck and job.deleting is None:
+        moments.append(held[1] + timedelta(seconds=patience.start_seconds))
+    left = [(moment - now) / timedelta(seconds=1) for moment in moments]
+    return min((seconds for seconds in left if seconds > 0), default=None)
 
 
 def _completed(child: Child, pods: Sequence[PodRecord]) -> Child:
@@ -209,20 +228,22 @@ def _starting(
     broken = next((pod for pod in pods if _is_unstartable(pod) and pod.deleting is None), None)
     if broken is not None and job.deleting is None:
         return _given_up(child, f"{broken.waiting_reason}: {broken.waiting_message}")
-    homeless = next((pod for pod in pods if pod.unschedulable is not None), None)
-    if homeless is not None:
-        assert homeless.unschedulable is not None, "it was chosen for it"
-        words = Wait(
-            reason="Unschedulable", message=homeless.unschedulable, stuck=no_node_could(homeless.unschedulable)
-        )
-        since = homeless.unschedulable_since or job.created
-    elif wait is not None and not pods:
-        words, since = wait, job.created
-    else:
+    held = _held(job, pods, wait=wait)
+    if held is None:
         return None
+    words, since = held
     if words.stuck and job.deleting is None and (now - since) / timedelta(seconds=1) >= patience.start_seconds:
         return _given_up(child, f"{words.reason}: {words.message}")
     return replace(child, state="Queued", wait=words)
+
+
+def _held(job: JobRecord, pods: Sequence[PodRecord], *, wait: Wait | None) -> tuple[Wait, datetime] | None:
+    """What a Job's pods wait for that are to be placed or made, and since when."""
+    for pod in pods:
+        if pod.unschedulable is not None:
+            words = Wait(reason="Unschedulable", message=pod.unschedulable, stuck=no_node_could(pod.unschedulable))
+            return words, pod.unschedulable_since or job.created
+    return (wait, job.created) if wait is not None and not pods else None
 
 
 def _is_unstartable(pod: PodRecord) -> bool:
@@ -243,7 +264,7 @@ def no_node_could(message: str) -> bool:
 def _is_lost(pod: PodRecord, now: datetime) -> bool:
     """`deletionTimestamp` is when it should be gone, grace included."""
     gone_by = pod.deleting
-    return gone_by is not None and pod.exit_code is None and (now - gone_by) / timedelta(seconds=1) > LOST_SECONDS
+    return gone_by is not None and pod.exit_code is None and (now - gone_by) / timedelta(seconds=1) >= LOST_SECONDS
 
 
 def _ran_before(job: JobRecord) -> bool:

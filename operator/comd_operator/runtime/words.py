@@ -1,15 +1,19 @@
 """Why a Job has no pods, in the words of Kueue's Workload or of the Job's events. Asked for only while a Job waits, and ever more
 seldom: what ends the wait is seen on the Job itself, at once."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from comd_api.pods import amount
 from comd_operator.policies.queue import Wait
 from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.records import JobRecord
+
+log = logging.getLogger(__name__)
 
 KUEUE = "kueue.x-k8s.io"
 NO_WORKLOAD_SECONDS = 5.0
@@ -24,6 +28,7 @@ _NEVER = re.compile(
     r"(?:insufficient quota for \S+|untolerated taint [^,]*?) in flavor ([^\s,]+)|flavor (\S+) doesn't match node affinity"
 )
 """Why a flavor of a ClusterQueue can never be given: more than its maximum, or not for such pods."""
+_QUOTA = re.compile(r"exceeded quota: [^,]+, requested: (\S+), used: \S+, limited: (\S+)")
 _NOT_NOW = re.compile(r"insufficient unused quota for \S+ in flavor ([^\s,]+)")
 
 
@@ -66,7 +71,23 @@ def of_events(events: Sequence[Mapping[str, Any]], *, suspended: bool) -> Wait |
     if not told:
         return None
     newest = max(told, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
-    return Wait(reason=newest["reason"], message=newest.get("message", ""), stuck=not suspended)
+    message = newest.get("message", "")
+    return Wait(reason=newest["reason"], message=message, stuck=not suspended and not _fits_quota(message))
+
+
+def _fits_quota(message: str) -> bool:
+    """Whether pods were refused by a ResourceQuota that they will fit into once others are gone."""
+    found = _QUOTA.search(message)
+    if found is None:
+        return False
+    try:
+        requested, limited = (
+            {name: amount(value) for name, _, value in (part.partition("=") for part in group.split(","))}
+            for group in found.groups()
+        )
+    except ValueError:
+        return False
+    return all(value <= limited.get(name, value) for name, value in requested.items())
 
 
 @dataclass
@@ -77,7 +98,7 @@ class _Heard:
 
 
 class Words:
-    """Asks, and remembers what was said."""
+    """Asks, and remembers what was said. They are a courtesy: who can't be asked holds nobody up."""
 
     def __init__(self, *, api: Api) -> None:
         self._api = api
@@ -94,7 +115,11 @@ class Words:
         heard = self._heard.get(job.uid)
         if heard is not None and clock - heard.looked < heard.pause:
             return heard.wait, heard.pause - (clock - heard.looked)
-        wait = await self._ask(job, now=now)
+        try:
+            wait = await self._ask(job, now=now)
+        except ApiError as error:
+            log.warning("what Job %s waits for can't be asked: %s", job.name, error)
+            wait = heard.wait if heard is not None else None
         longest = max(LONGEST_SECONDS, len(self._heard) / MOST_PER_SECOND)
         if heard is None or (heard.wait is None and wait is not None):
             pause = FIRST_LOOK_SECONDS

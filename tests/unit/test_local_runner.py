@@ -97,6 +97,16 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
             process.communicate()
 
 
+def test_one_machine_has_the_ranks_of_all_nodes(bench: Bench) -> None:
+    bench.write(trainer={"numNodes": 2, "numProcPerNode": 4})
+    code, _, err = bench.run()
+    assert code == 0, err
+    configs = [json.loads(file.read_text()) for file in (bench.work / "jobs").glob("*/config.json")]
+    told = [(config["spec"]["trainer"]["numNodes"], config["spec"]["trainer"]["numProcPerNode"]) for config in configs]
+    assert len(told) > 1
+    assert told == [(1, 8)] * len(told)
+
+
 def test_success_prints_the_tables_and_links_the_student(bench: Bench) -> None:
     code, out, err = bench.run()
     assert code == 0, err

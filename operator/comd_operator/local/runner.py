@@ -116,6 +116,9 @@ class LocalRunner:
 
     def _start(self, job: JobPlan, lock: TrainerLock, *, status: RunStatus) -> None:
         config = stage_config(self._run.replace(status=status), job)
+        # One machine is one node, with as many ranks as a cluster's nodes have together: so it comes to the same student.
+        trainer = config.spec.trainer.replace(num_nodes=1, num_proc_per_node=config.spec.trainer.num_ranks)
+        config = config.replace(spec=config.spec.replace(trainer=trainer))
         self._process = TrainerProcess(job=job, config=config, work=self._work, lock=lock, command=self._command)
 
     def _save(self, status: RunStatus) -> None:

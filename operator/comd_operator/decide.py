@@ -254,8 +254,10 @@ def _stamp(
 def _due(
     run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime, *, obstacle: Obstacle | None
 ) -> float | None:
-    """Seconds until the next attempt or the next deadline. An attempt that is overdue waits for something else than the time."""
-    if status.phase in ("Suspended", "Succeeded", "Failed"):
+    """Seconds until the next attempt, deadline, or clean-up. An attempt that is overdue waits for something else than the time."""
+    if status.phase in ("Succeeded", "Failed"):
+        return cleanup.seconds_left(run.spec, status, now)
+    if status.phase == "Suspended":
         return None
     stage = ledger.current(status)
     due = [deadlines.check(run.spec, status, stage, now).seconds_left]

@@ -307,6 +307,23 @@ def test_jobs_of_a_run_that_has_ended_are_kept_and_then_removed() -> None:
     assert world.status.phase == "Succeeded"
 
 
+@pytest.mark.parametrize("ttl", [0, 100])
+@pytest.mark.parametrize("exit_class", ["Done", "UserError"])
+def test_the_end_itself_says_when_the_jobs_are_to_go(exit_class: str, ttl: int) -> None:
+    """Nothing else may ever happen to the run or its Jobs that would make anybody look."""
+    world = begun(ttlSecondsAfterFinished=ttl, rounds__count=1)
+    while world.status.phase == "Running":
+        if exit_class == "Done":
+            world.complete()
+        else:
+            world.fail(exit_class)
+        decision = world.step()
+    assert world.status.phase == ("Succeeded" if exit_class == "Done" else "Failed")
+    assert decision.requeue_after == ttl
+    assert world.step(seconds=ttl).delete == list(world.children)
+    assert world.step().requeue_after is None
+
+
 def test_a_ttl_that_is_set_later_holds_too() -> None:
     world = ended()
     world.step(seconds=1000)

@@ -21,10 +21,17 @@ class CleanUp:
 def after_the_end(spec: RunSpec, status: RunStatus, children: Sequence[Child], now: datetime) -> CleanUp:
     """What still runs goes at once, all of it when its time is over."""
     live = [child.name for child in children if child.live]
-    if spec.ttl_seconds_after_finished is None or status.completion_time is None or not children:
+    left = seconds_left(spec, status, now)
+    if left is None or not children:
         return CleanUp(delete=live)
-    ends = from_text(status.completion_time) + timedelta(seconds=spec.ttl_seconds_after_finished)
-    left = (ends - now) / timedelta(seconds=1)
     if left <= 0:
         return CleanUp(delete=[child.name for child in children if not child.deleting])
     return CleanUp(delete=live, seconds_left=left)
+
+
+def seconds_left(spec: RunSpec, status: RunStatus, now: datetime) -> float | None:
+    """Until the Jobs of a run that has ended are to go; None when they are kept."""
+    if spec.ttl_seconds_after_finished is None or status.completion_time is None:
+        return None
+    ends = from_text(status.completion_time) + timedelta(seconds=spec.ttl_seconds_after_finished)
+    return max(0.0, (ends - now) / timedelta(seconds=1))

@@ -19,7 +19,7 @@ from comd_operator.runtime.api import ApiError
 from comd_operator.runtime.logcontext import about
 from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.observe import Patience, observe
+from comd_operator.runtime.observe import Patience, next_look, observe
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord
 from comd_operator.runtime.store import Store
@@ -89,7 +89,7 @@ class Reconciler:
                 return None
 
     async def _step(self, run: DistillationRun, record: RunRecord) -> float | None:
-        children, ask_again = await self._children(run)
+        children, look = await self._children(run)
         obstacle = self._obstacle(run)
         decision = decide(run, children, self.now(), obstacle=obstacle)
         try:
@@ -101,7 +101,7 @@ class Reconciler:
             decision = decide(run, children, self.now(), obstacle=error.obstacle)
         await self._write_status(run, record, decision)
         for child in children:
-            if child.name in decision.delete and not child.deleting:
+            if child.name in decision.delete and (not child.deleting or child.lost):
                 self._check_leading()
                 log.info("deleting Job %s", child.name)
                 await self.writer.delete_job(child, namespace=run.metadata.namespace)
@@ -109,30 +109,31 @@ class Reconciler:
             log.info("%s: %s", decision.event.reason, decision.event.message)
             self.metrics.events.labels(reason=decision.event.reason).inc()
             await self.writer.tell(run, decision.event, now=self.now())
-        return min((seconds for seconds in (decision.requeue_after, ask_again) if seconds is not None), default=None)
+        return min((seconds for seconds in (decision.requeue_after, look) if seconds is not None), default=None)
 
     async def _children(self, run: DistillationRun) -> tuple[list[Child], float | None]:
-        """The run's Jobs as they are, and when the words of one that waits are worth asking for again."""
+        """The run's Jobs as they are, and in how many seconds they are worth a look though nothing is told of them."""
         assert run.metadata.uid is not None, "the API server gives every object one"
         pods, now = self.stores.pods.of(run.metadata.uid), self.now()
         stage = ledger.current(run.status or RunStatus())
         children: list[Child] = []
-        ask_again: float | None = None
+        looks: list[float] = []
         for job in self.stores.jobs.of(run.metadata.uid):
             own = [pod for pod in pods if pod.job_uid == job.uid]
             wait = None
             podless = not own and (now - job.created).total_seconds()
             if job.ended is None and job.deleting is None and (job.suspended or not own):
                 if job.suspended or podless >= PODLESS_SECONDS:
-                    wait, ask_again = await self.words.of(job, clock=self.clock(), now=now)
+                    wait, pause = await self.words.of(job, clock=self.clock(), now=now)
+                    looks.append(pause)
                 else:
-                    ask_again = PODLESS_SECONDS
+                    looks.append(PODLESS_SECONDS)
             else:
                 self.words.forget(job.uid)
             text = self.progress.of(job.uid)
             child = observe(job, own, wait=wait, progress=text, patience=self.patience, now=now)
-            if child.wait is not None and child.wait.stuck and not job.suspended:
-                ask_again = min(ask_again or self.patience.start_seconds, self.patience.start_seconds)
+            look = next_look(job, own, wait=wait, patience=self.patience, now=now)
+            looks += [look] if look is not None else []
             running = stage is not None and stage.job_name == job.name and child.state == "Running"
             first = next((pod for pod in own if pod.index == 0 and pod.started and pod.exit_code is None), None)
             if running and first is not None and first.ip is not None:
@@ -140,7 +141,7 @@ class Reconciler:
             else:
                 self.progress.forget(job.uid)
             children.append(child)
-        return children, ask_again
+        return children, min(looks, default=None)
 
     def _obstacle(self, run: DistillationRun) -> Obstacle | None:
         words = problem(fill(run, self.defaults))

@@ -1,14 +1,14 @@
 """The API server, spoken to in raw JSON through the official client's asynchronous transport. Its typed models are left alone:
 they refuse fields that they don't know, and drop those of answers."""
 
+import asyncio
 import json
-import os
-import ssl
+import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
-from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Literal
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import config
@@ -16,11 +16,19 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
 from comd_api.exit_codes import UserError
+from comd_operator.runtime.credentials import load
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.metrics import Metrics
 
-_WATCH_BUFFER = 2**22
-"""Bytes of one watch event: etcd's objects end at 1.5 MiB."""
+log = logging.getLogger(__name__)
+
+_BUFFER = 2**21
+"""Bytes that are read ahead: a page of a list at once, and no more of a watch than can be worked off in between."""
+_IDLE_SECONDS = 60.0
+"""For which a connection is kept: the server keeps its end longer."""
+_LONGEST_RETRY_AFTER = 10.0
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 class ApiError(Exception):
@@ -35,9 +43,27 @@ class ApiError(Exception):
         retry_after: float | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
+        """reason: the server's word (`Conflict`); without an answer `Timeout`, `NoConnection` or `Garbled`.
+        retry_after: seconds, where the server says so."""
         super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
         self.status, self.reason, self.message, self.retry_after = status, reason, message, retry_after
         self.details = dict(details or {})
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any], *, status: int, retry_after: float | None = None) -> "ApiError":
+        """From a `Status`, as it is the body of a refusal or an event of a watch."""
+        details = told.get("details")
+        details = details if isinstance(details, dict) else {}
+        seconds = details.get("retryAfterSeconds")
+        if retry_after is None and isinstance(seconds, int) and seconds > 0:
+            retry_after = float(seconds)
+        return cls(
+            status=status,
+            reason=str(told.get("reason") or "Unknown"),
+            message=str(told.get("message") or ""),
+            retry_after=retry_after,
+            details=details,
+        )
 
 
 def namespaced(
@@ -55,15 +81,26 @@ def namespaced(
 
 
 class Api:
+    """One for the whole process; belongs to one event loop.
+
+    Connections are not limited in number: watches keep theirs, and a pool that they fill would let no request through. As many are
+    open as there are watches and workers.
+    """
+
     def __init__(
-        self, *, configuration: Configuration, limiter: TokenBucket, metrics: Metrics, timeout: float, user_agent: str
+        self,
+        *,
+        configuration: Configuration,
+        limiter: TokenBucket,
+        metrics: Metrics,
+        timeout: float,
+        user_agent: str,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        configuration.connection_pool_maxsize = 64
-        configuration.proxy = configuration.proxy or proxy_for(configuration.host)
-        configuration.client_session_kwargs = {"trust_env": False}
+        """timeout: seconds for one request from its start to the end of its answer, without the wait for the limiter."""
         self._configuration, self._limiter, self._metrics = configuration, limiter, metrics
-        self._timeout, self._user_agent = timeout, user_agent
-        self._rest = RESTClientObject(configuration)
+        self._timeout, self._user_agent, self._sleep = timeout, user_agent, sleep
+        self._transport = _Transport(_tuned(configuration))
 
     @classmethod
     async def connect(
@@ -75,33 +112,36 @@ class Api:
         context: str | None = None,
         user_agent: str,
     ) -> "Api":
-        """By the pod's service account, else by the kubeconfig. Raises UserError when there is neither."""
-        configuration = Configuration()
+        """By the pod's service account, else by the kubeconfig; where a context is named, by the kubeconfig.
+
+        Raises:
+            UserError: there is neither, or it can't be used.
+        """
+        configuration = await load(context=context)
         try:
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        except config.ConfigException:
-            try:
-                await config.load_kube_config(  # type: ignore[no-untyped-call]
-                    config_file=os.environ.get("KUBECONFIG") or None,
-                    client_configuration=configuration,
-                    context=context,
-                )
-            except (config.ConfigException, OSError, ssl.SSLError) as error:
-                raise UserError(
-                    f"no way to an API server: there is no service account here, and the kubeconfig can't be used ({error}); "
-                    "set KUBECONFIG, or run in a pod"
-                ) from None
-        return cls(
-            configuration=configuration, limiter=limiter, metrics=metrics, timeout=timeout, user_agent=user_agent
-        )
+            return cls(
+                configuration=configuration, limiter=limiter, metrics=metrics, timeout=timeout, user_agent=user_agent
+            )
+        except OSError as error:
+            raise UserError(f"a certificate for the API server {configuration.host} can't be used: {error}") from None
 
     async def close(self) -> None:
-        await self._rest.close()
+        await self._transport.close()
+
+    # All of these raise ApiError. urgent: past the rate limit and never tried twice, for the Lease, which must not be lost to our
+    # own haste.
 
     async def get(
         self, path: str, *, params: Mapping[str, str] | None = None, timeout: float | None = None, urgent: bool = False
     ) -> Any:
-        return await self._request("GET", path, params=params, timeout=timeout, urgent=urgent)
+        """Tried once more when the server is busy and says for how long."""
+        try:
+            return await self._request("GET", path, params=params, timeout=timeout, urgent=urgent)
+        except ApiError as error:
+            if urgent or error.retry_after is None or error.retry_after > _LONGEST_RETRY_AFTER:
+                raise
+            await self._sleep(error.retry_after)
+        return await self._request("GET", path, params=params, timeout=timeout)
 
     async def create(
         self, path: str, body: Mapping[str, Any], *, timeout: float | None = None, urgent: bool = False
@@ -119,9 +159,30 @@ class Api:
     async def delete(self, path: str, *, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
         return await self._request("DELETE", path, body=body, timeout=timeout)
 
+    async def watch(
+        self, path: str, *, params: Mapping[str, str], inactivity_timeout: float
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a watch as `{"type", "object"}`, until the server ends it. To be closed (`aclosing`) by who leaves early.
+
+        Raises:
+            ApiError: refused, broken, or silent for `inactivity_timeout` seconds (bookmarks come each minute).
+        """
+        url = self._url(path, {**params, "watch": "true"})
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=inactivity_timeout)
+        self._metrics.api_wait.observe(await self._limiter.take())
+        with _as_api_errors():
+            async with self._answer("GET", url, verb="watch", resource=resource_of(path), timeout=patience) as answer:
+                rest = b""
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        if line.strip():
+                            yield _decode(line)
+                    await asyncio.sleep(0)  # A flood of events must not keep everybody else waiting.
+
     async def _request(
         self,
-        verb: str,
+        method: Method,
         path: str,
         *,
         params: Mapping[str, str] | None = None,
@@ -130,121 +191,133 @@ class Api:
         content_type: str = "application/json",
         urgent: bool = False,
     ) -> Any:
-        """urgent: past the rate limit, for the Lease, which must not be lost to our own haste."""
         if not urgent:
             self._metrics.api_wait.observe(await self._limiter.take())
-        resource = resource_of(path)
-        started = time.monotonic()
-        code = "none"
-        try:
-            answer = await self._send(
-                verb, path, params=params, body=body, timeout=timeout or self._timeout, kind=content_type
-            )
-            async with answer:
-                code = str(answer.status)
+        verb = _VERBS.get(method) or ("get" if names_one(path) else "list")
+        patience = aiohttp.ClientTimeout(total=timeout or self._timeout)
+        with _as_api_errors():
+            async with self._answer(
+                method,
+                self._url(path, params or {}),
+                verb=verb,
+                resource=resource_of(path),
+                timeout=patience,
+                body=body,
+                content_type=content_type,
+            ) as answer:
                 data = await answer.read()
-                if answer.status >= 400:
-                    raise _refusal(answer.status, answer.reason or "", data, answer.headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiError(status=0, reason=type(error).__name__, message=str(error) or "no answer") from error
-        finally:
-            self._metrics.api_requests.labels(verb=verb, resource=resource, code=code).inc()
-            self._metrics.api_duration.labels(verb=verb).observe(time.monotonic() - started)
-        return json.loads(data) if data[:1] in (b"{", b"[") else data.decode(errors="replace")
+        return _decode(data)
 
-    async def watch(
-        self, path: str, *, params: Mapping[str, str], inactivity_timeout: float
-    ) -> AsyncIterator[dict[str, Any]]:
-        """The events of a watch as `{"type", "object"}`, until the server ends it.
+    def _url(self, path: str, params: Mapping[str, str]) -> str:
+        return f"{self._configuration.host}{path}{'?' + urlencode(params, quote_via=quote) if params else ''}"
 
-        Raises:
-            ApiError: refused, broken, or silent for `inactivity_timeout` seconds (bookmarks come each minute).
-        """
-        self._metrics.api_wait.observe(await self._limiter.take())
-        code = "none"
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: Method,
+        url: str,
+        *,
+        verb: str,
+        resource: str,
+        timeout: aiohttp.ClientTimeout,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer that is no refusal; it is counted, and closed at the end however much of it was read."""
+        started, code = time.monotonic(), 0
         try:
-            answer = await self._send(
-                "GET",
-                path,
-                params={**params, "watch": "true"},
-                timeout=aiohttp.ClientTimeout(total=None, sock_read=inactivity_timeout, sock_connect=self._timeout),
-            )
-            async with answer:
-                code = str(answer.status)
-                if answer.status >= 400:
-                    raise _refusal(answer.status, answer.reason or "", await answer.read(), answer.headers)
-                async for line in answer.content:
-                    if line.strip():
-                        yield json.loads(line)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise ApiError(status=0, reason=type(error).__name__, message=str(error) or "no sign of life") from error
+            answer = await self._send(method, url, timeout=timeout, body=body, content_type=content_type)
+            code = answer.status
         finally:
-            self._metrics.api_requests.labels(verb="WATCH", resource=resource_of(path), code=code).inc()
+            self._metrics.api_requests.labels(verb=verb, resource=resource, code=str(code)).inc()
+            self._metrics.api_duration.labels(verb=verb, resource=resource).observe(time.monotonic() - started)
+        async with answer:
+            if code >= 400:
+                raise _refusal(answer, await answer.read())
+            yield answer
 
     async def _send(
-        self,
-        verb: str,
-        path: str,
-        *,
-        timeout: float | aiohttp.ClientTimeout,
-        params: Mapping[str, str] | None = None,
-        body: Any = None,
-        kind: str = "application/json",
+        self, method: Method, url: str, *, timeout: aiohttp.ClientTimeout, body: Any, content_type: str
     ) -> aiohttp.ClientResponse:
-        """By the transport's own session: its `request` joins answers in memory, and a watch has no end."""
-        if self._rest.pool_manager is None:
-            self._rest.pool_manager = self._rest._create_pool_manager()
-        configuration = self._configuration
-        headers = {"Accept": "application/json", "Content-Type": kind, "User-Agent": self._user_agent}
-        for key in ("BearerToken", "authorization"):  # as loaders of different versions call it; renewed when it is old
-            token = await configuration.get_api_key_with_prefix(key)
-            if token:
-                headers["Authorization"] = token
-                break
-        query = f"?{urlencode(params)}" if params else ""
-        if not isinstance(timeout, aiohttp.ClientTimeout):
-            timeout = aiohttp.ClientTimeout(total=timeout)
-        answer: aiohttp.ClientResponse = await self._rest.pool_manager.request(
-            verb,
-            f"{configuration.host}{path}{query}",
-            headers=headers,
-            data=None if body is None else json.dumps(body),
-            timeout=timeout,
-            read_bufsize=_WATCH_BUFFER,
-            proxy=configuration.proxy or None,
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": self._user_agent}
+        token = await self._token()
+        if token:
+            headers["Authorization"] = token
+        sent = await self._transport.request(  # type: ignore[no-untyped-call]
+            method, url, headers=headers, body=body, _request_timeout=timeout
         )
+        answer: aiohttp.ClientResponse = sent.response
         return answer
 
+    async def _token(self) -> str | None:
+        """Loaders of different versions of the client call it differently. A token that can't be renewed just now may still be
+        good, and if it isn't, the server says so."""
+        try:
+            token: str | None = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        except (config.ConfigException, OSError, ValueError) as error:
+            log.warning("the token for the API server could not be renewed: %s", error)
+            keys = self._configuration.api_key
+            token = keys.get("BearerToken") or keys.get("authorization")
+        return token
 
-def proxy_for(url: str) -> str | None:
-    """The environment's, found once. The transport would look for it at each request, in a thread, and for a password in ~/.netrc,
-    with which it refuses to send a token."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+class _Transport(RESTClientObject):
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(ssl=self.ssl_context, limit=0, keepalive_timeout=_IDLE_SECONDS)
+
+
+def _tuned(configuration: Configuration) -> Configuration:
+    configuration.retries = None
+    # What Go accepts in a certificate, we do: clusters have certificates that are older than strictness.
+    configuration.disable_strict_ssl_verification = True
+    # A look into ~/.netrc before each request helps nobody; `load` has seen to the proxy.
+    configuration.client_session_kwargs = {"trust_env": False, "read_bufsize": _BUFFER}
+    return configuration
+
+
+@contextmanager
+def _as_api_errors() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise ApiError(status=0, reason="Timeout", message=str(error) or "no answer in time") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise ApiError(status=0, reason="NoConnection", message=str(error) or type(error).__name__) from error
+
+
+def _decode(data: bytes) -> Any:
+    """Raises ApiError: it isn't JSON, so it isn't the API server that answered, or not to the end."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ApiError(status=0, reason="Garbled", message=f"no JSON: {data[:80]!r}") from error
+
+
+def _refusal(answer: aiohttp.ClientResponse, data: bytes) -> ApiError:
+    try:
+        told = json.loads(data)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        told = {"reason": answer.reason, "message": data[:300].decode(errors="replace")}
+    wait = answer.headers.get("Retry-After", "")
+    return ApiError.of(told, status=answer.status, retry_after=float(wait) if wait.isdigit() else None)
 
 
 def resource_of(path: str) -> str:
-    """`/apis/batch/v1/namespaces/team/jobs/x` → `jobs`: a label with few values."""
-    parts = path.strip("/").split("/")
-    parts = parts[2:] if parts[0] == "api" else parts[3:]
-    if len(parts) >= 3 and parts[0] == "namespaces":
-        parts = parts[2:]
+    """`/apis/batch/v1/namespaces/team/jobs/x` → `jobs`, `…/jobs/x/status` → `jobs/status`: a label with few values."""
+    parts = _below_group(path)
     if not parts:
         return "discovery"
     return f"{parts[0]}/{parts[2]}" if len(parts) > 2 else parts[0]
 
 
-def _refusal(status: int, phrase: str, data: bytes, headers: Mapping[str, str]) -> ApiError:
-    try:
-        told = json.loads(data)
-        assert isinstance(told, dict)
-    except (ValueError, AssertionError):
-        told = {}
-    wait = headers.get("Retry-After", "")
-    return ApiError(
-        status=status,
-        reason=told.get("reason") or phrase,
-        message=told.get("message") or data[:300].decode(errors="replace"),
-        retry_after=float(wait) if wait.replace(".", "", 1).isdigit() else None,
-        details=told.get("details"),
-    )
+def names_one(path: str) -> bool:
+    """Whether a path is that of one object, and not of all of a kind."""
+    return len(_below_group(path)) != 1
+
+
+def _below_group(path: str) -> list[str]:
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    return parts[2:] if len(parts) >= 3 and parts[0] == "namespaces" else parts

@@ -3,22 +3,37 @@
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
+
+from comd_api.status import RunPhase
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LONG = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0, 72 * 3600.0)
-PHASES = ("Pending", "Queued", "Running", "Stalled", "Suspended", "Succeeded", "Failed")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of birth beside every counter, which nobody asks for
 
 
 class Metrics:
-    """Collectors in a registry of their own, so that a test has its own too."""
+    """Collectors in a registry of their own, so that a test has its own too; the process's memory, descriptors and garbage
+    collections are among them."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
         own = "comd_operator"
         self.reconciles = Counter(f"{own}_reconciles", "Runs that were worked on.", ["result"], registry=registry)
         self.reconcile_duration = Histogram(
@@ -36,10 +51,17 @@ class Metrics:
             registry=registry,
         )
         self.api_requests = Counter(
-            f"{own}_api_requests", "Requests to the API server.", ["verb", "resource", "code"], registry=registry
+            f"{own}_api_requests",
+            "Requests to the API server, by its verbs; code 0: no answer.",
+            ["verb", "resource", "code"],
+            registry=registry,
         )
         self.api_duration = Histogram(
-            f"{own}_api_request_duration_seconds", "Time to an answer.", ["verb"], buckets=_SECONDS, registry=registry
+            f"{own}_api_request_duration_seconds",
+            "Time to an answer; of a watch, until it begins.",
+            ["verb", "resource"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.api_wait = Histogram(
             f"{own}_api_rate_limit_wait_seconds",
@@ -88,7 +110,7 @@ class _Runs:
     def collect(self) -> Iterator[Metric]:
         tally = Tally(self._phases())
         family = GaugeMetricFamily("comd_runs", "Runs by phase.", labels=["phase"])
-        for phase in PHASES:
+        for phase in get_args(RunPhase):  # Those without a run too: a line falls to 0 and does not break off.
             family.add_metric([phase], tally[phase])
         yield family
 

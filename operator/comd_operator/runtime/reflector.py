@@ -2,24 +2,32 @@
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.store import Record, Store
+from comd_operator.runtime.store import Store
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 PAGE = 500
-MAX_PAUSE = 30.0
-GONE = 410
+_LIST_SECONDS = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.8, 30.0
+_STABLE_SECONDS = 10.0
+"""A watch that lasted so long was one, even if nothing happened in it."""
+_TRIES_TO_RESUME = 3
+_EXPIRED = 410
+_NOT_THE_PLACE = (0, 429)
+"""No answer, or one that says to wait: no reason to doubt that the watch can go on where it was."""
 
 
-class Reflector(Generic[R]):
+class Reflector(Generic[T]):
     """One resource, in one namespace or in all. `run()` never ends by itself, whatever the server does."""
 
     def __init__(
@@ -30,19 +38,28 @@ class Reflector(Generic[R]):
         api_version: str,
         namespace: str | None,
         params: Mapping[str, str],
-        store: Store[R],
+        store: Store[T],
         on_change: Callable[[set[str]], None],
         metrics: Metrics,
         resync: float = 600.0,
-        inactivity_timeout: float = 90.0,
+        inactivity_timeout: float = 70.0,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: random.Random | None = None,
     ) -> None:
+        """params: of list and watch, such as `labelSelector`. resync: seconds after which everything is listed anew, whatever the
+        watch says. inactivity_timeout: seconds of silence after which a watch is given up; the server sends a bookmark each
+        minute. on_change: is given the owners of what changed; must not fail."""
         self.resource, self._namespace = resource, namespace
         self._api, self._path = api, namespaced(api_version, resource, namespace)
         self._params, self._store, self._on_change, self._metrics = dict(params), store, on_change, metrics
-        self._resync, self._inactivity, self._clock = resync, inactivity_timeout, clock
+        self._resync, self._inactivity = resync, inactivity_timeout
+        self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()
         self.synced = asyncio.Event()
         self._alive = clock()
+        self._version: str | None = None
+        """Where the watch is; None when it has no place to go on from."""
+        self._list_due = 0.0
 
     def age(self) -> float:
         """Seconds since the last sign of life: a list, an event, a bookmark."""
@@ -50,99 +67,102 @@ class Reflector(Generic[R]):
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        pause = 0.1
+        failures = 0
         while True:
+            started, alive = self._clock(), self._alive
+            error: ApiError | None = None
             try:
-                version = await self._list()
-                pause = 0.1
-                await self._watch_until_resync(version)
-                continue
-            except ApiError as error:
-                reason = str(error.status or error.reason)
-                wait = max(error.retry_after or 0.0, pause * random.uniform(0.75, 1.0))
-                log.log(logging.WARNING if pause > 1 else logging.DEBUG, "watch of %s: %s", self.resource, error)
-            except (KeyError, ValueError, TypeError) as error:
-                reason, wait = "malformed", pause
-                log.warning("watch of %s: an answer that can't be read: %r", self.resource, error)
-            self._metrics.watch_restarts.labels(resource=self.resource, reason=reason).inc()
-            pause = min(MAX_PAUSE, pause * 2)
-            await asyncio.sleep(wait)
+                if self._version is None or started >= self._list_due:
+                    await self._list()
+                    started = alive = self._alive
+                await self._watch()
+            except ApiError as caught:
+                error = caught
+            except Exception as caught:  # What nobody thought of must not end it, nor pass unseen.
+                log.exception("watch of %s", self._path)
+                error = ApiError(status=500, reason="Bug", message=repr(caught))
+            worked = self._alive > alive or self._clock() - started >= _STABLE_SECONDS
+            refused = error is not None and error.status not in (0, _EXPIRED)
+            failures = (0 if worked else failures) + (refused or not worked)
+            await self._recover(error, failures=failures)
 
-    async def _list(self) -> str:
-        """The version of the list. Pages are of one moment, which the first one fixes."""
-        items: list[dict[str, Any]] = []
-        params = {**self._params, "limit": str(PAGE)}
-        version = ""
+    async def _recover(self, error: ApiError | None, *, failures: int) -> None:
+        """Decides where to go on, and waits: not at all after a watch that worked, else longer each time."""
+        reason = "ended" if error is None else str(error.status or error.reason)
+        lost = error is not None and error.status == _EXPIRED
+        if error is not None or self._clock() < self._list_due:
+            self._metrics.watch_restarts.labels(resource=self.resource, reason=reason).inc()
+        if error is not None:
+            if lost or (failures >= _TRIES_TO_RESUME and error.status not in _NOT_THE_PLACE):
+                self._version = None
+            log.log(logging.WARNING if failures > 1 else logging.DEBUG, "watch of %s: %s", self._path, error)
+        pauses = failures - lost  # The first list after a lost place waits for nothing.
+        pause = 0.0
+        if pauses > 0:
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(pauses - 1, 16)) * self._rng.uniform(0.5, 1.0)
+        if error is not None and error.retry_after is not None:
+            pause = max(pause, error.retry_after)
+        if pause:
+            await self._sleep(pause)
+
+    async def _list(self) -> None:
+        """All pages are of one moment, which the first one fixes; when the server has forgotten it meanwhile, it is asked for all
+        at once."""
+        try:
+            await self._list_pages({**self._params, "limit": str(PAGE)})
+        except ApiError as error:
+            if error.status != _EXPIRED:
+                raise
+            await self._list_pages(self._params)
+
+    async def _list_pages(self, params: Mapping[str, str]) -> None:
+        listing = self._store.listing(namespace=self._namespace)
+        version, more = "", ""
         while True:
-            page = await self._api.get(self._path, params=params, timeout=60.0)
-            items += page["items"]
-            version = str(page["metadata"]["resourceVersion"])
-            more = page["metadata"].get("continue")
+            page = await self._api.get(
+                self._path, params={**params, "continue": more} if more else params, timeout=_LIST_SECONDS
+            )
+            listing.add(page.get("items") or [])
+            version = version or str(page["metadata"]["resourceVersion"])
+            more = page["metadata"].get("continue") or ""
             if not more:
                 break
-            params["continue"] = more
-        touched = self._store.replace(items, resource_version=version, namespace=self._namespace)
+            await asyncio.sleep(0)
+        touched = listing.finish(version)
+        self._version = version
+        self._list_due = self._clock() + self._resync * self._rng.uniform(0.9, 1.1)
         self._alive = self._clock()
         self.synced.set()
-        self._on_change(touched)
-        return version
+        if touched:
+            self._on_change(touched)
 
-    async def _watch_until_resync(self, version: str) -> None:
-        """Goes on where a stream ended, for that is how the server ends them; returns when it is time to list again."""
-        until = self._clock() + self._resync * random.uniform(0.9, 1.1)
-        pause = 0.1
-        while self._clock() < until:
-            try:
-                version, events = await self._follow(version, until)
-            except _LostPlaceError:
-                self._metrics.watch_restarts.labels(resource=self.resource, reason="410").inc()
-                return
-            except ApiError as error:
-                if error.status == GONE:
-                    self._metrics.watch_restarts.labels(resource=self.resource, reason="410").inc()
-                    return
-                if error.status:
-                    raise
-                events, version = 0, self._version
-                reason = error.reason
-            else:
-                reason = "ended"
-            if self._clock() >= until:
-                return
-            self._metrics.watch_restarts.labels(resource=self.resource, reason=reason).inc()
-            pause = 0.1 if events else min(MAX_PAUSE, pause * 2)
-            await asyncio.sleep(pause * random.uniform(0.75, 1.0))
-
-    async def _follow(self, version: str, until: float) -> tuple[str, int]:
-        """One stream; the version that it came to, and how many events."""
-        self._version = version
-        seconds = max(1, round(until - self._clock()))
+    async def _watch(self) -> None:
+        """Until the server ends it, or it is time to list again."""
+        left = self._list_due - self._clock()
         params = {
             **self._params,
-            "resourceVersion": version,
+            "resourceVersion": self._version or "",
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(seconds),
+            "timeoutSeconds": str(max(1, math.ceil(left))),
         }
-        events = 0
-        async for event in self._api.watch(self._path, params=params, inactivity_timeout=self._inactivity):
-            kind, obj = event["type"], event["object"]
-            if kind == "ERROR":
-                if obj.get("code") == GONE:
-                    raise _LostPlaceError
-                raise ApiError(
-                    status=int(obj.get("code") or 500),
-                    reason=str(obj.get("reason") or "Error"),
-                    message=str(obj.get("message") or "the watch was ended with an error"),
-                )
-            self._alive = self._clock()
-            events += 1
-            self._version = obj["metadata"]["resourceVersion"]
-            if kind == "DELETED":
-                self._on_change(self._store.discard(obj))
-            elif kind in ("ADDED", "MODIFIED"):
-                self._on_change(self._store.put(obj))
-        return self._version, events
+        events = self._api.watch(self._path, params=params, inactivity_timeout=self._inactivity)
+        async with aclosing(events):
+            async for event in events:
+                self._take(event)
+                if self._clock() >= self._list_due:
+                    return
 
-
-class _LostPlaceError(Exception):
-    """The server has forgotten the version that we are at."""
+    def _take(self, event: Mapping[str, Any]) -> None:
+        kind, obj = event["type"], event["object"]
+        if kind == "ERROR":
+            raise ApiError.of(obj, status=int(obj.get("code") or 500))
+        touched: set[str] = set()
+        if kind == "DELETED":
+            touched = self._store.discard(obj)
+        elif kind in ("ADDED", "MODIFIED"):
+            touched = self._store.put(obj)
+        self._version = obj["metadata"]["resourceVersion"]
+        self._store.advance(int(self._version), namespace=self._namespace)
+        self._alive = self._clock()
+        if touched:
+            self._on_change(touched)

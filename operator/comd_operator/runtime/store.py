@@ -1,112 +1,149 @@
 """What is known of the objects of one kind: small records, found by name and by owner. A list replaces all of it, so that what
-vanished while nobody watched does not stay as a ghost."""
+vanished while nobody watched does not stay as a ghost.
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+The answers to our own writes come in beside the watch, earlier or later than it. What is right is told by resource versions, which
+the API server counts up for all objects of a kind together: of two states of an object the higher one counts, and an object that we
+don't hold, at a version that the watch has passed already, is one that was deleted since. No memory of deletions is needed.
+"""
 
-KEPT_DELETIONS = 1024
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+log = logging.getLogger(__name__)
 
-class Record(Protocol):
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def uid(self) -> str: ...
-    @property
-    def resource_version(self) -> str: ...
-
-
-R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+Key = tuple[str, str]
+"""Namespace and name."""
 
 
-class Store(Generic[R]):
-    """Fed by a watch and by the answers to our own writes, which may come before or after the watch has told of them."""
+@dataclass(frozen=True, slots=True)
+class _Held(Generic[T]):
+    record: T
+    version: int
+    owner: str | None
 
-    def __init__(self, *, read: Callable[[dict[str, Any]], R], owner: Callable[[R], str | None]) -> None:
+
+class Store(Generic[T]):
+    """Its methods return the owners whose objects have changed, to be looked at."""
+
+    def __init__(self, *, read: Callable[[dict[str, Any]], T], owner: Callable[[T], str | None]) -> None:
+        """read: the record of an object; one that it raises an error for is logged and taken as not being there."""
         self._read, self._owner = read, owner
-        self._records: dict[tuple[str, str], R] = {}
-        self._by_owner: dict[str, dict[tuple[str, str], R]] = {}
-        self._deleted: OrderedDict[str, None] = OrderedDict()
-        """Uids of late: a late answer to a write of ours must not bring one back."""
+        self._held: dict[Key, _Held[T]] = {}
+        self._by_owner: dict[str, dict[Key, T]] = {}
+        self._passed: dict[str | None, int] = {}
+        """By namespace, or None where one watch covers all: the version up to which its list and watch have told all."""
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._held)
 
-    def __iter__(self) -> Iterator[R]:
-        return iter(list(self._records.values()))
+    def __iter__(self) -> Iterator[T]:
+        """The records as they are now, whatever happens while they are gone through."""
+        return iter([held.record for held in self._held.values()])
 
-    def get(self, namespace: str, name: str) -> R | None:
-        return self._records.get((namespace, name))
+    def get(self, namespace: str, name: str) -> T | None:
+        held = self._held.get((namespace, name))
+        return held.record if held is not None else None
 
-    def of(self, owner: str) -> list[R]:
+    def of(self, owner: str) -> list[T]:
         return list(self._by_owner.get(owner, {}).values())
 
     def put(self, obj: dict[str, Any]) -> set[str]:
-        """Owners to look at: none when nothing newer was told."""
-        record = self._read(obj)
-        if record.uid in self._deleted:
+        """An object as the watch tells of it, or as the answer to a write of ours has it. Nothing happens when it is old news."""
+        key, version = _key(obj), _version(obj)
+        held = self._held.get(key)
+        if version <= (held.version if held is not None else self._passed_in(key[0])):
             return set()
-        key = (record.namespace, record.name)
-        old = self._records.get(key)
-        if old is not None and old.uid == record.uid and not _newer(record, old):
-            return set()
-        return self._drop(key) | self._keep(key, record)
+        return self._set(key, self._hold(obj))
 
-    def discard(self, obj: Mapping[str, Any]) -> set[str]:
-        """Deleted, as the watch says."""
-        metadata = obj["metadata"]
-        self._bury(metadata["uid"])
-        key = (metadata["namespace"], metadata["name"])
-        old = self._records.get(key)
-        if old is None or old.uid != metadata["uid"]:
-            return set()
-        return self._drop(key)
+    def discard(self, obj: dict[str, Any]) -> set[str]:
+        """The watch tells that an object was deleted; its version is that of the deletion."""
+        key, version = _key(obj), _version(obj)
+        held = self._held.get(key)
+        touched = self._set(key, None) if held is not None and held.version <= version else set()
+        scope = key[0] if key[0] in self._passed else None
+        self.advance(version, namespace=scope)
+        return touched
+
+    def advance(self, version: int, *, namespace: str | None = None) -> None:
+        """The watch (of a namespace) has told of everything up to this version; to be said after each event and bookmark."""
+        self._passed[namespace] = max(version, self._passed.get(namespace, 0))
 
     def replace(
         self, objects: Iterable[dict[str, Any]], *, resource_version: str, namespace: str | None = None
     ) -> set[str]:
-        """All there is (in a namespace) as of a version; returns the owners of whatever differs. What is newer than the list, such
-        as what we have made since, stays."""
-        as_of = int(resource_version)
+        """All there is (in a namespace) as of a version. What is newer than the list, such as what we have made since, stays."""
+        listing = self.listing(namespace=namespace)
+        listing.add(objects)
+        return listing.finish(resource_version)
+
+    def listing(self, *, namespace: str | None = None) -> "Listing[T]":
+        """`replace` page by page, so that the bodies of thousands of objects are never in memory together."""
+        return Listing(self, namespace=namespace)
+
+    def _replace(self, listed: dict[Key, _Held[T]], *, version: int, namespace: str | None) -> set[str]:
+        went_back = version < self._passed.get(namespace, 0)
+        if went_back:
+            log.warning("the API server went back to an earlier state (%d): taking that as it is", version)
         touched: set[str] = set()
-        listed: set[tuple[str, str]] = set()
-        for obj in objects:
-            listed.add((obj["metadata"]["namespace"], obj["metadata"]["name"]))
-            touched |= self.put(obj)
-        for key, record in list(self._records.items()):
-            here = namespace is None or record.namespace == namespace
-            if here and key not in listed and int(record.resource_version) <= as_of:
-                self._bury(record.uid)
-                touched |= self._drop(key)
+        for key, held in list(self._held.items()):
+            here = namespace is None or key[0] == namespace
+            if here and key not in listed and (held.version <= version or went_back):
+                touched |= self._set(key, None)
+        for key, new in listed.items():
+            old = self._held.get(key)
+            if old is None or new.version > old.version or (went_back and new.version != old.version):
+                touched |= self._set(key, new)
+        self._passed[namespace] = version
         return touched
 
-    def _keep(self, key: tuple[str, str], record: R) -> set[str]:
-        self._records[key] = record
-        owner = self._owner(record)
-        if owner is None:
-            return set()
-        self._by_owner.setdefault(owner, {})[key] = record
-        return {owner}
+    def _hold(self, obj: dict[str, Any]) -> _Held[T] | None:
+        try:
+            record = self._read(obj)
+            return _Held(record, _version(obj), self._owner(record))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            log.error("%s can't be read and is left out: %r", "/".join(_key(obj)), error)
+            return None
 
-    def _drop(self, key: tuple[str, str]) -> set[str]:
-        old = self._records.pop(key, None)
-        owner = self._owner(old) if old is not None else None
-        if owner is None:
-            return set()
-        siblings = self._by_owner[owner]
-        del siblings[key]
-        if not siblings:
-            del self._by_owner[owner]
-        return {owner}
+    def _passed_in(self, namespace: str) -> int:
+        return max(self._passed.get(namespace, 0), self._passed.get(None, 0))
 
-    def _bury(self, uid: str) -> None:
-        self._deleted[uid] = None
-        while len(self._deleted) > KEPT_DELETIONS:
-            self._deleted.popitem(last=False)
+    def _set(self, key: Key, new: _Held[T] | None) -> set[str]:
+        old = self._held.pop(key, None)
+        if old is not None and old.owner is not None:
+            siblings = self._by_owner[old.owner]
+            del siblings[key]
+            if not siblings:
+                del self._by_owner[old.owner]
+        if new is not None:
+            self._held[key] = new
+            if new.owner is not None:
+                self._by_owner.setdefault(new.owner, {})[key] = new.record
+        return {held.owner for held in (old, new) if held is not None and held.owner is not None}
 
 
-def _newer(record: Record, old: Record) -> bool:
-    return int(record.resource_version) > int(old.resource_version)
+class Listing(Generic[T]):
+    """A list that is being read. Nothing changes before `finish`."""
+
+    def __init__(self, store: Store[T], *, namespace: str | None) -> None:
+        self._store, self._namespace = store, namespace
+        self._listed: dict[Key, _Held[T]] = {}
+
+    def add(self, objects: Iterable[dict[str, Any]]) -> None:
+        for obj in objects:
+            held = self._store._hold(obj)
+            if held is not None:
+                self._listed[_key(obj)] = held
+
+    def finish(self, resource_version: str) -> set[str]:
+        return self._store._replace(self._listed, version=int(resource_version), namespace=self._namespace)
+
+
+def _key(obj: dict[str, Any]) -> Key:
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
+
+
+def _version(obj: dict[str, Any]) -> int:
+    return int(obj["metadata"]["resourceVersion"])

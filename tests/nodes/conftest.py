@@ -1,12 +1,16 @@
 """A site for all tests of this folder: the operator works on all of its namespaces at once, as in a cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.nodes.site import Run, Site
-from tests.nodes.world import one_round, upload_inputs
+from tests.nodes.site import Site
+from tests.nodes.world import upload_inputs
+
+AT_ONCE = 4
+"""Scenes that play side by side: more than cores, for much of a scene is waiting."""
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +22,16 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert site.operator.stop() == 0
 
 
-@pytest.fixture(scope="session")
-def undisturbed(site: Site) -> Run:
-    """A run that ended well in one go: what all others must come to."""
-    run = site.apply(one_round(), site.namespace("undisturbed"))
-    run.until_phase("Succeeded")
-    assert all(stage["attempt"] == 1 for stage in run.status()["stages"])
-    return run
+@pytest.fixture(scope="module")
+def play(request: pytest.FixtureRequest, site: Site) -> Iterator[Callable[[str], None]]:
+    """Starts those of the module's SCENES that were asked for, and tells how one went."""
+    wanted = [_scene(item) for item in request.session.items if getattr(item, "module", None) is request.module]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        playing = {name: pool.submit(request.module.SCENES[name], site) for name in wanted}
+        yield lambda name: playing[name].result(timeout=280)
+        pool.shutdown(cancel_futures=True)
+
+
+def _scene(item: pytest.Item) -> str:
+    assert isinstance(item, pytest.Function)
+    return str(item.callspec.params["scene"])

@@ -47,20 +47,22 @@ class Site:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": full, "labels": RESTRICTED}}
         ]
         if secret:
-            objects.append(self.secret(full))
+            objects.append(self._secret(full))
         if quota:
             meta = {"name": "quota", "namespace": full}
             objects.append({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": {"hard": quota}})
         self.cluster.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
         return full
 
-    def secret(self, namespace: str, **changes: str | None) -> dict[str, Any]:
-        """Without the keys whose change is None."""
+    def _secret(self, namespace: str) -> dict[str, Any]:
+        """The store's keys, by the name that the operator expects."""
         s3 = self.cluster.s3
-        keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key, **changes}
-        data = {key: value for key, value in keys.items() if value is not None}
+        data = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         metadata = {"name": "s3", "namespace": namespace}
         return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
+
+    def create_secret(self, namespace: str) -> None:
+        self.cluster.apply(json.dumps(self._secret(namespace)))
 
     def apply(self, document: dict[str, Any], namespace: str) -> "Run":
         self.cluster.apply(json.dumps(document), namespace=namespace)
@@ -112,6 +114,11 @@ class Run:
         items: list[dict[str, Any]] = listed["items"]
         return items
 
+    def quota_used(self) -> dict[str, str]:
+        """Of the namespace's ResourceQuota."""
+        used: dict[str, str] = self._list("/api/v1", "resourcequotas")[0].get("status", {}).get("used", {})
+        return used
+
     def kubectl(self, *arguments: str) -> str:
         return self.site.cluster.kubectl("-n", self.namespace, *arguments)
 
@@ -135,11 +142,13 @@ class Run:
     def until_phase(self, phase: str, *, seconds: float = 180.0) -> dict[str, Any]:
         return self.until(lambda status: status.get("phase") == phase, seconds=seconds)
 
-    def until_gone(self, *, seconds: float = 60.0) -> None:
-        """Until no Job and no pod of the namespace is left."""
+    def until_idle(self, *, seconds: float = 60.0) -> None:
+        """Until no pod runs or could run."""
         deadline = time.monotonic() + seconds
-        while self.jobs() or self.pods():
-            assert time.monotonic() < deadline, f"{self.namespace} still has {self.jobs()}"
+        while live := [pod for pod in self.pods() if pod["status"]["phase"] in ("Pending", "Running")]:
+            assert time.monotonic() < deadline, (
+                f"{self.namespace} still has {[pod['metadata']['name'] for pod in live]}"
+            )
             time.sleep(0.2)
 
     def until_step(self, step: int, *, seconds: float = 120.0) -> tuple[dict[str, Any], int]:
@@ -201,3 +210,9 @@ def _progress(pod: dict[str, Any]) -> Progress | None:
             return Progress.model_validate(json.load(answer))
     except (urllib.error.URLError, OSError, ValueError):
         return None
+
+
+def condition(status: dict[str, Any], kind: str) -> tuple[str, str, str]:
+    """Status, reason, message."""
+    found = next((entry for entry in status.get("conditions", []) if entry["type"] == kind), None)
+    return (found["status"], found["reason"], found["message"]) if found else ("", "", "")

@@ -17,6 +17,7 @@ GRACE_SECONDS = 30
 def upload_inputs(cluster: Cluster, folder: Path) -> None:
     """What a bucket must hold, put there by its API."""
     make_inputs(folder)
+    (folder / "empty.jsonl").touch()
     save_tiny_llava(folder / "models" / "parts", seed=3).rename(folder / "models" / "student")
     upload(cluster, folder, bucket=BUCKET, prefix="tiny/inputs")
 
@@ -63,6 +64,17 @@ def one_round(**changes: Any) -> dict[str, Any]:
     for path, value in changes.items():
         _set(spec, path.split("__"), copy.deepcopy(value))
     return document
+
+
+def two_ranks(**changes: Any) -> dict[str, Any]:
+    """The same on two GPUs of one node; with `trainer__numNodes=2, trainer__numProcPerNode=1` and one GPU a node, on two."""
+    return one_round(
+        **{
+            "trainer__numProcPerNode": 2,
+            "trainer__resourcesPerNode": {"limits": {"nvidia.com/gpu": "2"}},
+            **changes,
+        }
+    )
 
 
 def _set(node: dict[str, Any], path: list[str], value: Any) -> None:

@@ -65,6 +65,8 @@ class Reconciler:
     """Monotonic seconds."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _blocked: dict[str, _Blocked] = field(default_factory=dict)
+    _problems: dict[str, tuple[int, str | None]] = field(default_factory=dict)
+    """Of each run: a generation, and what is wrong with it."""
 
     async def reconcile(self, uid: str) -> float | None:
         """Brings one run a step further. Returns the seconds after which it is to be looked at again, if ever.
@@ -122,7 +124,7 @@ class Reconciler:
             own = [pod for pod in pods if pod.job_uid == job.uid]
             wait = None
             podless = not own and (now - job.created).total_seconds()
-            if job.ended is None and job.deleting is None and (job.suspended or not own):
+            if job.ended is None and job.deleting is None and (job.suspended or (job.started and not own)):
                 if job.suspended or podless >= PODLESS_SECONDS:
                     wait, pause = await self.words.of(job, clock=self.clock(), now=now)
                     looks.append(pause)
@@ -144,7 +146,7 @@ class Reconciler:
         return children, min(looks, default=None)
 
     def _obstacle(self, run: DistillationRun) -> Obstacle | None:
-        words = problem(fill(run, self.defaults))
+        words = self._problem(run)
         if words is not None:
             return Obstacle(reason="InvalidSpec", message=words)
         blocked = self._blocked.get(str(run.metadata.uid))
@@ -158,6 +160,14 @@ class Reconciler:
             message=blocked.obstacle.message,
             seconds=max(0.0, blocked.until - self.clock()),
         )
+
+    def _problem(self, run: DistillationRun) -> str | None:
+        """Found once for each generation of the spec: it takes as long as the decision."""
+        uid, generation = str(run.metadata.uid), run.metadata.generation
+        known = self._problems.get(uid)
+        if known is None or known[0] != generation:
+            known = self._problems[uid] = (generation, problem(fill(run, self.defaults)))
+        return known[1]
 
     def _block(self, run: DistillationRun, obstacle: Obstacle) -> None:
         until = self.clock() + (obstacle.seconds if obstacle.seconds is not None else float("inf"))
@@ -190,6 +200,7 @@ class Reconciler:
 
     def _forget(self, uid: str) -> None:
         self._blocked.pop(uid, None)
+        self._problems.pop(uid, None)
         for job in self.stores.jobs.of(uid):
             self.words.forget(job.uid)
             self.progress.forget(job.uid)

@@ -48,6 +48,8 @@ class JobRecord(Identity):
     resumed: bool
     """Whether the condition `Suspended` says that it was admitted once."""
     queue: str | None
+    started: bool
+    """Whether the Job controller has come to it: only then has it said why there are no pods."""
     ended: str | None
     """`Complete` or `Failed`."""
     ended_at: datetime | None
@@ -112,6 +114,7 @@ def read_job(obj: dict[str, Any]) -> JobRecord:
         suspended_since=_time(suspension.get("lastTransitionTime")) if suspension.get("status") == "True" else None,
         resumed=suspension.get("status") == "False",
         queue=own.get("kueue.x-k8s.io/queue-name"),
+        started="startTime" in status,
         ended=ended,
         ended_at=_time(end.get("lastTransitionTime")),
         ended_reason=end.get("reason", ""),

@@ -1,0 +1,48 @@
+"""What a look at a run costs: what is asked for, and what is found out again."""
+
+from typing import Any
+
+import pytest
+
+from comd_operator.runtime import reconciler
+from tests.unit.kube_objects import JOB_UID, at
+from tests.unit.test_planner_manifests import UID
+from tests.unit.test_reconciler_looks import Site
+
+
+def asked(site: Site) -> list[Any]:
+    return [call.path for call in site.api.told("GET")]
+
+
+def test_the_events_of_a_job_that_no_controller_has_come_to_are_not_asked_for() -> None:
+    """With a thousand runs at once the Job controller is behind: a thousand questions would only delay it."""
+    site = Site()
+    assert site.look(60) is None
+    assert asked(site) == []
+
+
+def test_those_of_a_job_that_was_started_without_pods_are() -> None:
+    site = Site()
+    site.api.answers["GET", "/api/v1/namespaces/team/events"] = {"items": []}
+    site.tell(site.stores.jobs, {**site.job, "status": {"startTime": at(0)}})
+    assert site.look(1) == 2
+    assert asked(site) == []
+    site.look(2)
+    assert asked(site) == ["/api/v1/namespaces/team/events"]
+    assert site.api.told("GET")[0].body["fieldSelector"] == f"involvedObject.uid={JOB_UID}"
+
+
+def test_what_is_wrong_with_a_spec_is_found_out_once_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    monkeypatch.setattr(reconciler, "problem", looked.append)
+    site = Site()
+    for _ in range(3):
+        site.look(1)
+    assert len(looked) == 1
+    run = {
+        **site.api.run,
+        "metadata": {**site.api.run["metadata"], "uid": UID, "generation": 2, "resourceVersion": "999"},
+    }
+    site.stores.runs.put(run)
+    site.look(1)
+    assert len(looked) == 2

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from benchmarks.operator_client import Write
+
 from comd_api.run import DistillationRun
 from comd_operator.decide import decide
 from comd_operator.planner import ClusterDefaults, fill, job_manifest, stage_config

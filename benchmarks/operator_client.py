@@ -33,10 +33,10 @@ class Client:
     @asynccontextmanager
     async def connected(cls, kubeconfig: Path | None = None) -> AsyncIterator[Self]:
         configuration = Configuration()
-        await config.load_kube_config(
-            config_file=str(kubeconfig or os.environ["KUBECONFIG"]), client_configuration=configuration
-        )
+        file = str(kubeconfig or os.environ["KUBECONFIG"])
+        await config.load_kube_config(config_file=file, client_configuration=configuration)  # type: ignore[no-untyped-call]
         configuration.connection_pool_maxsize = 64
+        configuration.client_session_kwargs = {"trust_env": False}
         session: aiohttp.ClientSession = RESTClientObject(configuration)._create_pool_manager()
         async with session:
             yield cls(session, configuration.host)

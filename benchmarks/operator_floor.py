@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.operator_bodies import filled_in
 from benchmarks.operator_client import Client, Write
+
 from comd_api import API_VERSION
 from comd_operator.runtime.api import namespaced
 
@@ -39,7 +40,7 @@ async def main() -> None:
                 for write in writes:
                     await client.write(filled_in(write, name=name, uid=uid, version=version))
 
-        more = {}
+        more: dict[str, str] = {}
         while True:
             listed = await client.get(path, limit=PAGE, **more)
             for run in listed["items"]:

@@ -16,6 +16,7 @@ from benchmarks import operator_program
 from benchmarks.operator_bodies import NAME, run_manifest, run_name
 from benchmarks.operator_client import NAMES_ONLY, Client, Write
 from benchmarks.operator_program import Program
+
 from comd_api import API_VERSION
 from comd_operator.planner import labels
 from comd_operator.runtime.api import namespaced
@@ -106,7 +107,12 @@ class Load:
         try:
             yield name
         finally:
-            for version, kind in (("v1", "pods"), ("batch/v1", "jobs"), (API_VERSION, "distillationruns"), ("v1", "events")):
+            for version, kind in (
+                ("v1", "pods"),
+                ("batch/v1", "jobs"),
+                (API_VERSION, "distillationruns"),
+                ("v1", "events"),
+            ):
                 await self.client.delete(namespaced(version, kind, name), propagationPolicy="Background")
 
     def program(self, who: Who, namespace: str, **options: str | float) -> AbstractAsyncContextManager[Program]:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-
 from benchmarks.operator_bodies import IMAGE, first_step
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "runs" / "bench-operator"
 """Logs, and what the programs are given."""
 REQUEST = re.compile(r'^comd_operator_api_requests_total\{code="(.*)",resource="(.*)",verb="(.*)"\} (\S+)$', re.M)
+WRITES = ("create", "update", "patch", "delete")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,7 +54,7 @@ class Program:
             return await answer.text()
 
     async def requests(self) -> Counter[str]:
-        """`POST jobs` …, those that were refused included; without what the Lease needs."""
+        """`create jobs` …, those that were refused included; without what the Lease needs."""
         found: Counter[str] = Counter()
         for _, resource, verb, count in REQUEST.findall(await self.metrics()):
             if resource != "leases":
@@ -63,7 +63,7 @@ class Program:
 
     async def writes(self) -> Counter[str]:
         requests = await self.requests()
-        return Counter({what: count for what, count in requests.items() if what.split()[0] not in ("GET", "WATCH")})
+        return Counter({what: count for what, count in requests.items() if what.split()[0] in WRITES})
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from tests.api.world import opened
 from tests.cluster.cluster import Cluster
 
 CRD = Path(__file__).parents[2] / "crds" / "distillationruns.yaml"
-AT_ONCE = 12
+AT_ONCE = 20
 LONGEST = 150.0
 """Seconds of one test."""
 PLAYED = pytest.StashKey[dict[str, BaseException | None]]()

@@ -9,6 +9,7 @@ import multiprocessing.util
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ class Stage:
     """In place of the folder `store`."""
     phases: list[PhaseName] | None = None
     """Of stages but `preflight`, as with `execution: Phase`; None for all."""
+    forked: bool = True
+    """False: the command itself, which imports all for itself and ends with the interpreter's own end."""
     environments: dict[int, dict[str, str]] = field(default_factory=dict)
     """What a node has in its environment besides."""
     inputs: list[ArtifactRef] = field(default_factory=list)
@@ -78,11 +81,15 @@ class Stage:
             self.inputs = [ref for ref in self.inputs if ref.name not in {new.name for new in made}] + made
         return codes
 
-    def start(self, stage: str) -> None:
+    def start(self, stage: str, *, pause: float = 0.0) -> None:
+        """The last node first, with a pause before each other one."""
         config = self.config(stage)
         count = 1 if stage == "preflight" else self.num_nodes
         self.port = free_ports(NUM_PORTS)
-        self.processes = [self._node(config, rank) for rank in range(count)]
+        self.processes = []
+        for rank in reversed(range(count)):
+            self.processes.insert(0, self._node(config, rank))
+            time.sleep(pause if rank else 0.0)
 
     def _node(self, config: StageConfig, rank: int) -> Any:
         home = self.folder / f"node-{rank}"
@@ -91,10 +98,17 @@ class Stage:
         (home / "termination.json").unlink(missing_ok=True)
         arguments = ["run", "--config", home / "config.json", "--termination-message", home / "termination.json"]
         arguments += ["--scratch", home / "scratch", "--rendezvous", f"localhost:{self.port}"]
-        environment = {**os.environ, **self.environments.get(rank, {}), "JOB_COMPLETION_INDEX": str(rank)}
-        process = SPAWN.Process(
-            target=_node, args=([str(word) for word in arguments], environment, str(home / "log.txt"))
-        )
+        environment = {
+            **os.environ,
+            **self.environments.get(rank, {}),
+            "JOB_COMPLETION_INDEX": str(rank),
+            "OMP_NUM_THREADS": "1",
+        }
+        words = [str(word) for word in arguments]
+        if not self.forked:
+            with (home / "log.txt").open("wb") as log:
+                return Command([sys.executable, "-m", "comd_trainer", *words], env=environment, stdout=log, stderr=log)
+        process = SPAWN.Process(target=_node, args=(words, environment, str(home / "log.txt")))
         process.start()
         return process
 
@@ -156,6 +170,21 @@ class Stage:
             yield from server.children()
 
 
+class Command(subprocess.Popen[bytes]):
+    """A command as multiprocessing would speak of it."""
+
+    def is_alive(self) -> bool:
+        return self.poll() is None
+
+    def join(self, timeout: float | None = None) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(timeout=timeout)
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.poll()
+
+
 @contextmanager
 def ended(stage: Stage) -> Iterator[Stage]:
     """Leaves no process behind."""
@@ -185,7 +214,7 @@ def _node(arguments: Sequence[str], environment: dict[str, str], log: str) -> No
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.clear()
-    os.environ.update(environment, OMP_NUM_THREADS="1")
+    os.environ.update(environment)
     multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[assignment]
     sys.exit(main(list(arguments)))
 

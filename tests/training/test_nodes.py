@@ -125,6 +125,18 @@ def test_a_node_that_is_gone_is_noticed_by_the_other(pair: Stage, whole: Stage, 
         goes_on_as(pair, whole)
 
 
+def test_the_command_itself(pair: Stage, whole: Stage) -> None:
+    """Not forked from a server that has imported all: the one that is left ends with its own code, and node 0 may come late."""
+    pair.forked = False
+    with ended(pair):
+        pair.start("pretrain", pause=2.0)
+        in_the_middle(pair)
+        pair.signal(1, signal.SIGKILL)
+        assert pair.wait(timeout=60) == [75, -signal.SIGKILL], pair.log(0)
+        pair.forked = True
+        goes_on_as(pair, whole)
+
+
 def test_a_node_that_stands_still_is_noticed(pair: Stage) -> None:
     """As one whose network is gone: its ranks' connections stay open, and the other's would wait for an hour."""
     with ended(pair):

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,9 @@ from pydantic import ValidationError
 
 from comd_api.exit_codes import ComdError, ExitCode, UserError
 from comd_api.stage import StageConfig
+
+IN_TORCH = ("launch-", "nodes")
+"""How the names of threads begin that call torch."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         node_rank=node_rank,
         rendezvous=arguments.rendezvous or os.environ.get("COMD_RENDEZVOUS") or None,
     )
-    return int(supervisor.run())
+    return leave(supervisor.run())
 
 
 def begin(config: StageConfig) -> None:
@@ -79,6 +84,15 @@ def begin(config: StageConfig) -> None:
     configure(run=config.run, stage=config.stage, attempt=config.attempt)
     if config.phases != ["preflight"]:
         launcher.warm_up()
+
+
+def leave(code: ExitCode) -> int:
+    """The exit code, for an ordinary end where that can be. A thread that is inside torch (a launcher that did not stop, a store that does
+    not answer) would abort the interpreter's own end, and the exit code with it: then the process goes at once."""
+    if any(thread.name.startswith(IN_TORCH) for thread in threading.enumerate()):
+        logging.shutdown()
+        os._exit(code)
+    return int(code)
 
 
 def node_rank_of(environment: Mapping[str, str]) -> int:

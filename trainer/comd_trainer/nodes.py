@@ -185,8 +185,11 @@ class Nodes:
             self._wait(lambda: (self._first.get("end") or {}).get("why") == "done")
 
     def close(self) -> None:
+        """Ends the thread, unless it hangs in the store."""
         self._closed.set()
         self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)
 
     # ---- waiting
 

@@ -9,7 +9,7 @@ from tests.cluster.cluster import Cluster
 from tests.nodes.site import Site
 from tests.nodes.world import upload_inputs
 
-AT_ONCE = 4
+AT_ONCE = 3
 """Scenes that play side by side: more than cores, for much of a scene is waiting."""
 
 
@@ -28,7 +28,7 @@ def play(request: pytest.FixtureRequest, site: Site) -> Iterator[Callable[[str],
     wanted = [_scene(item) for item in request.session.items if getattr(item, "module", None) is request.module]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         playing = {name: pool.submit(request.module.SCENES[name], site) for name in wanted}
-        yield lambda name: playing[name].result(timeout=280)
+        yield lambda name: playing[name].result()
         pool.shutdown(cancel_futures=True)
 
 

@@ -24,6 +24,8 @@ from tests.nodes.operator_process import OperatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = (ROOT / "crds" / "distillationruns.yaml", ROOT / "operator" / "rbac.yaml")
+SLOW = 600.0
+"""Seconds for what takes a few on an idle machine: others may keep all cores busy."""
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
@@ -127,7 +129,7 @@ class Run:
 
     # ---- waiting
 
-    def until(self, what: Callable[[dict[str, Any]], Any], *, seconds: float = 120.0) -> dict[str, Any]:
+    def until(self, what: Callable[[dict[str, Any]], Any], *, seconds: float = SLOW) -> dict[str, Any]:
         """The status once it is as wanted. A run that has failed will not be."""
         deadline = time.monotonic() + seconds
         while True:
@@ -139,10 +141,10 @@ class Run:
             assert time.monotonic() < deadline, f"{self.namespace}: not so after {seconds:g} s: {text}"
             time.sleep(0.2)
 
-    def until_phase(self, phase: str, *, seconds: float = 180.0) -> dict[str, Any]:
+    def until_phase(self, phase: str, *, seconds: float = SLOW) -> dict[str, Any]:
         return self.until(lambda status: status.get("phase") == phase, seconds=seconds)
 
-    def until_idle(self, *, seconds: float = 60.0) -> None:
+    def until_idle(self, *, seconds: float = SLOW) -> None:
         """Until no pod runs or could run."""
         deadline = time.monotonic() + seconds
         while live := [pod for pod in self.pods() if pod["status"]["phase"] in ("Pending", "Running")]:
@@ -151,7 +153,7 @@ class Run:
             )
             time.sleep(0.2)
 
-    def until_step(self, step: int, *, seconds: float = 120.0) -> tuple[dict[str, Any], int]:
+    def until_step(self, step: int, *, seconds: float = SLOW) -> tuple[dict[str, Any], int]:
         """The pod (of index 0) that trains, once it has done so many steps, and how many it has."""
         deadline = time.monotonic() + seconds
         while True:

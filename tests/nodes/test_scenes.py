@@ -7,6 +7,7 @@ import pytest
 from tests.nodes.scenes import Scene, disturbed, ends
 from tests.nodes.undisturbed import undisturbed, undisturbed_pair
 
+pytestmark = pytest.mark.timeout(1800)
 WELL: dict[str, Scene] = {"one-rank": undisturbed, "two-gpus": undisturbed_pair}
 SCENES = {**WELL, **disturbed.SCENES, **ends.SCENES}
 

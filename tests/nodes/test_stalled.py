@@ -6,6 +6,7 @@ import pytest
 
 from tests.nodes.scenes import stalled
 
+pytestmark = pytest.mark.timeout(1800)
 SCENES = stalled.SCENES
 
 

@@ -4,7 +4,7 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import Any
 
-from tests.nodes.site import Run, Site
+from tests.nodes.site import SLOW, Run, Site
 from tests.nodes.world import one_round, two_ranks
 
 _lock = Lock()
@@ -34,4 +34,4 @@ def _once(name: str, site: Site, document: dict[str, Any]) -> Run:
         except BaseException as error:
             made.set_exception(error)
             raise
-    return made.result(timeout=280)
+    return made.result(timeout=SLOW)

@@ -29,7 +29,7 @@ def delete_job(run: Run, _pod: dict[str, Any]) -> None:
 def suspend_and_resume(run: Run, _pod: dict[str, Any]) -> None:
     run.change(suspend=True)
     run.until_phase("Suspended")
-    run.kubectl("wait", "job/tiny-round-1-a1", "--for=delete", "--timeout=60s")
+    run.kubectl("wait", "job/tiny-round-1-a1", "--for=delete", "--timeout=600s")
     run.until_idle()
     assert run.jobs() == ["tiny-preflight-a1"]
     assert run.status()["phase"] == "Suspended"

@@ -14,7 +14,7 @@ def user_error(site: Site) -> None:
     """Exit code 64: what only preflight can see. Its sentence is the condition's, and nothing is tried again."""
     document = one_round(data__seed__instructions="inputs/nope.jsonl", retry=FORGIVING)
     run = site.apply(document, site.namespace("user-error"))
-    run.kubectl("wait", "drun/tiny", "--for=condition=Failed", "--timeout=120s")
+    run.kubectl("wait", "drun/tiny", "--for=condition=Failed", "--timeout=600s")
     sentence = "spec.data.seed.instructions: inputs/nope.jsonl is not there"
     must_have_failed(run, "UserError", sentence)
 
@@ -23,9 +23,9 @@ def bad_data(site: Site) -> None:
     """Exit code 65. The Jobs go when the run's time to live is over, and nothing runs again."""
     document = one_round(data__bank="inputs/empty.jsonl", retry=FORGIVING, ttlSecondsAfterFinished=5)
     run = site.apply(document, site.namespace("bad-data"))
-    run.kubectl("wait", "drun/tiny", "--for=condition=Failed", "--timeout=120s")
+    run.kubectl("wait", "drun/tiny", "--for=condition=Failed", "--timeout=600s")
     must_have_failed(run, "BadData", "spec.data.bank (inputs/empty.jsonl) holds no rows")
-    run.kubectl("wait", "job/tiny-preflight-a1", "--for=delete", "--timeout=60s")
+    run.kubectl("wait", "job/tiny-preflight-a1", "--for=delete", "--timeout=600s")
     assert run.status()["phase"] == "Failed"
     assert run.jobs() == []
 
@@ -77,7 +77,7 @@ def out_of_memory(site: Site) -> None:
         trainer__resourcesPerNode={"limits": {"memory": "300Mi"}}, retry={"limit": 1, "backoffSeconds": 1}
     )
     run = site.apply(document, site.namespace("out-of-memory"))
-    run.kubectl("wait", "drun/tiny", "--for=condition=Failed", "--timeout=180s")
+    run.kubectl("wait", "drun/tiny", "--for=condition=Failed", "--timeout=600s")
     status = run.status()
     assert condition(status, "Failed")[:2] == ("True", "OutOfMemory")
     assert "raise trainer.resourcesPerNode.limits.memory" in condition(status, "Failed")[2]

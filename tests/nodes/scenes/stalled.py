@@ -5,7 +5,6 @@ import time
 from functools import partial
 from typing import Any
 
-from tests.nodes.operator_process import PATIENCE_SECONDS
 from tests.nodes.scenes import Scene
 from tests.nodes.site import Run, Site, condition
 from tests.nodes.world import one_round
@@ -22,7 +21,7 @@ GPUS = 16
 
 def until_stalled(run: Run, reason: str, words: str, *, since: float) -> None:
     """since: when what can't be had was asked for."""
-    run.until(lambda status: words in condition(status, "Stalled")[2], seconds=60)
+    run.until(lambda status: words in condition(status, "Stalled")[2])
     took = time.monotonic() - since
     assert took < WITHIN_SECONDS, f"{run.namespace}: said after {took:.1f} s"
     status = run.status()
@@ -32,9 +31,9 @@ def until_stalled(run: Run, reason: str, words: str, *, since: float) -> None:
 
 def must_hold_nothing(run: Run, *, done: list[str]) -> None:
     """done: Jobs that have ended before; they are kept for their logs."""
-    run.until(lambda status: "retryTime" in status["stages"][-1], seconds=30)
-    run.until_idle(seconds=30)
-    deadline = time.monotonic() + 10
+    run.until(lambda status: "retryTime" in status["stages"][-1])
+    run.until_idle()
+    deadline = time.monotonic() + PAUSE_SECONDS / 2
     while run.jobs() != done or run.quota_used() != {**dict.fromkeys(QUOTA, "0"), "count/jobs.batch": str(len(done))}:
         assert time.monotonic() < deadline, f"{run.namespace} holds {run.jobs()}, {run.quota_used()}"
         time.sleep(0.2)
@@ -60,10 +59,10 @@ def too_many_gpus(site: Site) -> None:
         trainer={"numProcPerNode": GPUS, "resourcesPerNode": {"limits": {"nvidia.com/gpu": str(GPUS)}}},
     )
     run = site.apply(document, site.namespace("too-many-gpus", quota=QUOTA))
-    run.until(lambda status: len(status.get("stages", [])) == 2, seconds=60)
+    run.until(lambda status: len(status.get("stages", [])) == 2)
     until_stalled(run, "Unschedulable", "Insufficient nvidia.com/gpu", since=time.monotonic())
     assert condition(run.status(), "Queued")[0] == "True"
-    run.until(lambda status: condition(status, "Stalled")[1] == "CannotStart", seconds=PATIENCE_SECONDS + 10)
+    run.until(lambda status: condition(status, "Stalled")[1] == "CannotStart")
     must_hold_nothing(run, done=["tiny-preflight-a1"])
 
 
@@ -73,7 +72,7 @@ def mended_secret(site: Site) -> None:
     run = site.apply(one_round(retry={"limit": 0, "backoffSeconds": 2}), namespace)
     until_stalled(run, "CannotStart", 'secret "s3" not found', since=time.monotonic())
     site.create_secret(namespace)
-    run.until(lambda status: status["stages"][0]["phase"] == "Succeeded", seconds=60)
+    run.until(lambda status: status["stages"][0]["phase"] == "Succeeded")
     status = run.status()
     assert condition(status, "Stalled")[0] == "False"
     assert status["stages"][0]["attempt"] >= 2

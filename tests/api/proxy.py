@@ -94,6 +94,16 @@ class Proxy:
                 self._watches.discard(stream)
                 _abort(stream.request)
 
+    async def refuse_watches(self, code: int, reason: str, resource: str | None = None) -> None:
+        """In the stream, as a server does that has forgotten the version where a watch is (410, `Expired`)."""
+        status = {"kind": "Status", "code": code, "reason": reason, "message": "by the test's proxy"}
+        for stream in list(self._watches):
+            if resource in (None, stream.resource):
+                self._watches.discard(stream)
+                with suppress(ConnectionError):
+                    await stream.response.write(json.dumps({"type": "ERROR", "object": status}).encode() + b"\n")
+                _abort(stream.request)
+
     def stall(self, resource: str) -> None:
         """Watches of it stay open and tell nothing, until they are released."""
         self._stalled.add(resource)
@@ -118,6 +128,7 @@ class Proxy:
 class _Stream:
     resource: str
     request: web.Request
+    response: web.StreamResponse
 
     def __hash__(self) -> int:
         return id(self.request)
@@ -222,7 +233,7 @@ class _Forward:
                 return web.Response(status=answer.status, body=await answer.read(), content_type="application/json")
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(request)
-            stream = _Stream(call.resource, request)
+            stream = _Stream(call.resource, request, response)
             self.proxy._watches.add(stream)
             try:
                 async for line in answer.content:

@@ -136,6 +136,8 @@ class FaultyServer:
         at = int(request.query["resourceVersion"])
         if at < self.oldest - 1:
             return await stream(in_stream_error(410, "Expired"))(request)
+        if at > self.version:
+            return await stream(in_stream_error(504, "Timeout"))(request)
         response = web.StreamResponse()
         await response.prepare(request)
         end = asyncio.get_running_loop().time() + float(request.query["timeoutSeconds"])

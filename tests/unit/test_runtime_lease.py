@@ -213,6 +213,17 @@ def test_one_dead_connection_costs_nothing() -> None:
     run(main)
 
 
+def test_a_standby_does_not_hang_on_a_dead_connection() -> None:
+    async def main() -> None:
+        second = Replica(LeaseServer())
+        second.link.lost_there = 1.0
+        await asyncio.sleep(1.0)
+        second.link.lost_there = 0.0
+        assert await second.until_held() < DEADLINE / 2 + RETRY * JITTER + 0.1
+
+    run(main)
+
+
 def test_an_answer_that_is_lost_costs_nothing() -> None:
     """The renewal has happened, and the version has moved on without us."""
 

@@ -280,6 +280,23 @@ def test_a_watch_that_fails_for_good_is_tried_ever_more_seldom(play: Play) -> No
     play(scenario, three)
 
 
+def test_a_watch_that_worked_makes_good_for_failures_before(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        await world.settled()
+        for _ in range(3):
+            await world.until(lambda: not world.server.watch_faults)
+            await world.server.write("new", n=world.server.version)
+            await world.until(lambda: world.told[-1:] == ["owner of new"])
+            world.told.append("…")
+            world.pauses.clear()
+            world.server.watch_faults = [refuse(500)] * 2
+            await end_watch(world)
+            await world.until(lambda: len(world.pauses) == 2)
+            assert world.pauses[0] <= 0.8
+
+    play(scenario)
+
+
 def test_after_a_failure_it_goes_on_where_it_was_and_does_not_list(play: Play) -> None:
     async def scenario(world: World) -> None:
         await world.settled()
@@ -288,6 +305,23 @@ def test_after_a_failure_it_goes_on_where_it_was_and_does_not_list(play: Play) -
         await world.server.delete("b")
         await world.until_equal()
         assert world.server.count("get") == 1
+
+    play(scenario, three)
+
+
+def test_a_server_restored_from_a_backup_is_listed_anew(play: Play) -> None:
+    """It has not reached the version where the watch is, and would have it wait for ever."""
+
+    async def scenario(world: World) -> None:
+        await world.settled()
+        world.server.version = 50
+        world.server.objects.clear()
+        world.server.log.clear()
+        await world.server.write("old")
+        await end_watch(world)
+        await world.until_equal()
+        assert world.names() == {"old"}
+        assert world.restarts("504") == 3
 
     play(scenario, three)
 
@@ -327,6 +361,8 @@ def test_bookmarks_keep_it_alive_and_move_its_place(play: Play) -> None:
         assert world.reflector.age() < 0.1
         assert world.server.count("watch") == 1
         last = world.server.version
+        late = {"metadata": {"namespace": "n", "name": "late", "resourceVersion": str(last - 1)}}
+        assert world.store.put(late) == set(), "the watch has passed it without a word"
         await end_watch(world)
         await world.until(lambda: world.server.count("watch") == 2)
         assert world.server.requests[-1].query["resourceVersion"] == str(last)

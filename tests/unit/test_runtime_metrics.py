@@ -1,0 +1,68 @@
+"""What is scraped: names that dashboards and alerts rely on, numbers that are counted at the moment, and no label without bounds."""
+
+import re
+
+from prometheus_client import generate_latest
+
+from comd_operator.runtime.metrics import Metrics
+
+
+def scrape(metrics: Metrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
+def test_the_names() -> None:
+    metrics = Metrics()
+    metrics.count_runs(list)
+    metrics.watch_ages(dict)
+    names = set(re.findall(r"^# TYPE (\S+)", scrape(metrics), flags=re.MULTILINE))
+    assert {name for name in names if name.startswith("comd_")} == {
+        "comd_operator_api_rate_limit_wait_seconds",
+        "comd_operator_api_request_duration_seconds",
+        "comd_operator_api_requests_total",
+        "comd_operator_build_info",
+        "comd_operator_events_total",
+        "comd_operator_leader",
+        "comd_operator_queue_adds_total",
+        "comd_operator_queue_depth",
+        "comd_operator_queue_latency_seconds",
+        "comd_operator_queue_longest_running_seconds",
+        "comd_operator_queue_retries_total",
+        "comd_operator_reconcile_duration_seconds",
+        "comd_operator_reconciles_total",
+        "comd_operator_watch_age_seconds",
+        "comd_operator_watch_restarts_total",
+        "comd_runs",
+        "comd_stage_duration_seconds",
+        "comd_stage_queue_wait_seconds",
+        "comd_stage_retries_total",
+    }
+    assert "process_resident_memory_bytes" in names
+
+
+def test_runs_and_watches_are_looked_at_when_somebody_asks() -> None:
+    metrics = Metrics()
+    phases, ages = ["Running", "Running", "Failed"], {"jobs": 3.5}
+    metrics.count_runs(lambda: phases)
+    metrics.watch_ages(lambda: ages)
+    text = scrape(metrics)
+    assert 'comd_runs{phase="Running"} 2.0' in text
+    assert 'comd_runs{phase="Queued"} 0.0' in text, "also what there is none of"
+    assert 'comd_operator_watch_age_seconds{resource="jobs"} 3.5' in text
+    phases.clear()
+    ages["jobs"] = 4.5
+    text = scrape(metrics)
+    assert 'comd_runs{phase="Running"} 0.0' in text
+    assert 'comd_operator_watch_age_seconds{resource="jobs"} 4.5' in text
+
+
+def test_two_in_one_process_do_not_meet() -> None:
+    one, two = Metrics(), Metrics()
+    one.leader.set(1)
+    assert "comd_operator_leader 1.0" in scrape(one)
+    assert "comd_operator_leader 0.0" in scrape(two)
+
+
+def test_no_label_grows_with_the_runs() -> None:
+    labels = {label for value in vars(Metrics()).values() for label in getattr(value, "_labelnames", ())}
+    assert labels == {"result", "verb", "resource", "code", "reason", "version", "stage", "exit_class"}

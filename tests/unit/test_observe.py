@@ -94,6 +94,7 @@ ADMITTED_ONCE = condition("Suspended", "False", reason="JobResumed", since=30)
         ),
         # Kueue takes it back: spec.suspend first, the condition a tenth of a second later.
         ([ADMITTED_ONCE], "gpus", Wait(reason="Preempted", message="to accommodate"), "Preempted", "to acc", True),
+        ([condition("Suspended", since=2)], "gpus", None, "Suspended", "waits in the queue gpus", False),
         ([condition("Suspended", since=40)], "gpus", None, "Suspended", "waits in the queue gpus", True),
         ([], None, None, "Suspended", "was suspended by somebody else", False),
         ([condition("Suspended", since=40)], None, None, "Suspended", "was suspended by somebody else", True),
@@ -307,6 +308,8 @@ def test_a_job_whose_pods_can_not_be_made(pods: list[PodRecord], after: float, s
         (job(), [homeless_pod(FULL, since=100)], None, 110, None),
         (job(), [homeless_pod(TOO_LARGE, since=100)], None, 110, 290),
         (job(), [homeless_pod(TOO_LARGE, since=100)], None, 500, None),
+        (job(), [homeless_pod(TOO_LARGE, since=100)], None, 400, None),
+        (job(), [running_pod(deleting=120)], None, 120 + LOST_SECONDS, None),
         (job(), [], NO_PODS, 110, 190),
         (job(), [waiting_pod("ContainerCreating")], NO_PODS, 110, None),
         (job(nodes=2), [running_pod(), running_pod(index=1, deleting=120)], None, 110, 10 + LOST_SECONDS),

@@ -58,6 +58,10 @@ ENDED = {
     ),
     "exit 64, no pod left": Ended(failed_job(exit_rule(1, 64)), [], "Failed", "UserError", "exit code 64"),
     "exit 64, no message": Ended(failed_job(exit_rule(1, 64)), [ended_pod(64)], "Failed", "UserError", "code 64"),
+    "exit 64, of a kubelet that told no more": Ended(
+        failed_job(), [ended_pod(64, text=message("UserError", "no such folder"), phase="Running")],
+        "Failed", "UserError", "no such folder", True,
+    ),
     "exit 65": Ended(
         failed_job(exit_rule(2, 65)),
         [ended_pod(65, text=message("BadData", "row 7 has no image"))],
@@ -187,6 +191,12 @@ ENDED = {
         "Failed", "TryAgain", "DeletionByTaintManager",
     ),
     "pod deleted by hand": Ended(failed_job(), [ended_pod(143, deleting=90)], "Failed", "TryAgain", "disrupted (deleted)"),
+    "pod deleted by hand, gone in the same second": Ended(
+        failed_job(), [ended_pod(137, finished=90, deleting=120, grace=30)], "Failed", "TryAgain", "disrupted (deleted)"
+    ),
+    "pod deleted by hand after it had failed": Ended(
+        failed_job(), [ended_pod(1, text="loss is NaN", finished=90, deleting=121, grace=30)], "Failed", "Failed", "loss is NaN"
+    ),
     "pod deleted by hand, saved in time": Ended(
         failed_job(exit_rule(3, 75)),
         [ended_pod(75, text=message("TryAgain", "stopped"), deleting=90)],
@@ -236,6 +246,14 @@ BLAME = {
     "the one that failed, not those that the Job controller then deleted": (
         failed_job(nodes=2),
         [ended_pod(1, text=message("Failed", "loss is NaN"), finished=90), ended_pod(143, index=1, finished=92, deleting=121, grace=30)],
+        "Failed", "loss is NaN",
+    ),
+    "the same, in the same second": (
+        failed_job(nodes=2),
+        [
+            ended_pod(1, text=message("Failed", "loss is NaN"), finished=91),
+            ended_pod(143, index=1, finished=92, deleting=121, grace=30),
+        ],
         "Failed", "loss is NaN",
     ),
     "the same, when they saved in time": (

@@ -186,7 +186,7 @@ def _swept_away(pod: PodRecord, fallen: Sequence[PodRecord]) -> bool:
 
 def _account(pod: PodRecord) -> _Account:
     result = parse_result(pod.exit_message)
-    if pod.exit_code is not None and result is not None and result.exit_class in ("UserError", "BadData"):
+    if result is not None and result.exit_class in ("UserError", "BadData"):
         return _BLAME[result.exit_class], result.exit_class, result.message, result
     if pod.exit_reason == "OOMKilled":
         return _BLAME["OutOfMemory"], "OutOfMemory", _memory_words(pod), result
@@ -279,9 +279,9 @@ def _suspended_by(job: JobRecord) -> str:
 
 
 def _of_index(pods: Sequence[PodRecord], index: int) -> PodRecord | None:
-    """Of several pods of an index (one before a preemption, one after) the one that ended well, else any that is not going."""
+    """Of several pods of an index (one before a preemption, one after) the one that ended well, if any did."""
     found = [pod for pod in pods if pod.index == index]
-    return min(found, key=lambda pod: (pod.exit_code != 0, pod.deleting is not None), default=None)
+    return min(found, key=lambda pod: pod.exit_code != 0, default=None)
 
 
 def _lines(pod: PodRecord) -> list[str]:

@@ -70,6 +70,7 @@ class Simulator:
         self.pods: dict[str, dict[str, Any]] = {}
         """Pods that were ever started, by name."""
         self._told: dict[str, End | None] = {}
+        self._stopped: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -96,7 +97,12 @@ class Simulator:
 
     async def _on(self, pod: dict[str, Any]) -> None:
         uid = pod["metadata"]["uid"]
-        if uid in self.seen or pod["spec"].get("schedulerName") != SCHEDULER:
+        if pod["spec"].get("schedulerName") != SCHEDULER:
+            return
+        if "deletionTimestamp" in pod["metadata"]:
+            await self._stop(pod)
+            return
+        if uid in self.seen:
             return
         self.seen.add(uid)
         end = self.script(pod)
@@ -112,6 +118,13 @@ class Simulator:
             task = asyncio.create_task(self.end(pod, end))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self, pod: dict[str, Any]) -> None:
+        """SIGTERM, when a pod is deleted."""
+        uid = pod["metadata"]["uid"]
+        if uid not in self._stopped and pod["status"]["phase"] not in ("Succeeded", "Failed"):
+            self._stopped.add(uid)
+            await self.end(pod, End(code=143))
 
     async def end(self, pod: dict[str, Any], end: End) -> None:
         """First the container, as the kubelet has it; then the pod."""

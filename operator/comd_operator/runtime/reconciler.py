@@ -106,7 +106,9 @@ class Reconciler:
             if child.name in decision.delete and (not child.deleting or child.lost):
                 self._check_leading()
                 log.info("deleting Job %s", child.name)
-                await self.writer.delete_job(child, namespace=run.metadata.namespace)
+                going = await self.writer.delete_job(child, namespace=run.metadata.namespace)
+                if going is not None:
+                    self.stores.jobs.put(going)  # else it is deleted again before the watch has told
         if decision.event is not None:
             log.info("%s: %s", decision.event.reason, decision.event.message)
             self.metrics.events.labels(reason=decision.event.reason).inc()

@@ -81,8 +81,9 @@ class Writer:
                 raise
             raise ObstacleError(obstacle) from error
 
-    async def delete_job(self, child: Child, *, namespace: str) -> None:
-        """Waits for its pods to go, so that its successor is not begun beside them; but not for those of a lost node."""
+    async def delete_job(self, child: Child, *, namespace: str) -> dict[str, Any] | None:
+        """The Job on its way out; None when it is gone. It waits for its pods to go, so that its successor is not begun beside
+        them; but not for those of a lost node."""
         options = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -90,10 +91,14 @@ class Writer:
             "preconditions": {"uid": child.uid},
         }
         try:
-            await self._api.delete(namespaced("batch/v1", "jobs", namespace, child.name), body=options)
+            going: dict[str, Any] = await self._api.delete(
+                namespaced("batch/v1", "jobs", namespace, child.name), body=options
+            )
         except ApiError as error:
             if error.status not in (404, 409):  # gone, or another one by now
                 raise
+            return None
+        return going if going.get("kind") == "Job" else None
 
     async def write_status(self, run: DistillationRun, status: RunStatus, *, resource_version: str) -> dict[str, Any]:
         """The whole status in one write, refused by the server when the run has changed since it was read."""

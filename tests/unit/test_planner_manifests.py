@@ -164,6 +164,7 @@ def test_services_of_long_names_differ() -> None:
     one, other = named(run, "a" * 62 + "b"), named(run, "a" * 62 + "c")
     assert len(service_name(one)) == len(service_name(other)) == 63
     assert service_name(one) != service_name(other)
+    assert service_name(named(run, "a" * 59)) == "run-" + "a" * 59, "63 characters fit"
 
 
 @pytest.mark.parametrize(

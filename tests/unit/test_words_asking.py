@@ -135,7 +135,9 @@ def test_jobs_that_vanished_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("may_read_events", [True, False])
-def test_without_the_right_to_workloads_the_job_s_events_speak(may_read_events: bool) -> None:
+def test_without_the_right_to_workloads_the_job_s_events_speak(
+    may_read_events: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     events = listed(event("Stopped", PREEMPTED, 60)) if may_read_events else refusal(403)
     asker = Asker({GROUP: V1BETA1, WORKLOAD_LIST: refusal(403), EVENT_LIST: events})
     assert asker.ask()[0] == (Wait(reason="Stopped", message=PREEMPTED) if may_read_events else None)
@@ -143,6 +145,7 @@ def test_without_the_right_to_workloads_the_job_s_events_speak(may_read_events: 
     assert asker.asked == ["kueue.x-k8s.io", "workloads", "events", "events"], (
         "a right that is missing is not asked for again"
     )
+    assert caplog.text == "", "that a right is not given is no news each time"
     assert asker.api.calls[2].body["fieldSelector"] == "involvedObject.uid=22222222-job"
 
 

@@ -109,7 +109,8 @@ class Exit:
         (-9, ["lost", "cause"], ComdError, "it said cause"),
         (1, ["lost"], LostPeerError, "it said lost"),
         (75, ["stopped", "lost"], PreemptedError, "it said stopped"),
-        (3, [], ComdError, "phase tune: rank 1 ended with exit code 3"),
+        (3, [], ComdError, "phase tune: rank 1 ended with exit code 3 and could not say why"),
+        (75, [], TryAgainError, "phase tune: rank 1 ended with exit code 75 and could not say why"),
     ],
 )
 def test_a_rank_that_was_killed_is_told_from_those_that_lost_it(

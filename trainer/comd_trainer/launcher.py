@@ -165,9 +165,18 @@ def _error_of(job: PhaseJob, raised: BaseException, *, stop_asked: bool) -> Comd
     if accounts:
         return _told(accounts[0])
     if failure is not None:
-        return ComdError(f"phase {job.phase}: rank {rank} ended with exit code {failure.exitcode}")
+        return _KINDS.get(failure.exitcode, ComdError)(
+            f"phase {job.phase}: rank {rank} ended with exit code {failure.exitcode} and could not say why"
+        )
     kind: type[ComdError] = LostPeerError if kind_of(raised) == "lost" else ComdError
     return kind(f"phase {job.phase}: {type(raised).__name__}: {json.dumps(str(raised))}")
+
+
+_KINDS: dict[int, type[ComdError]] = {
+    ExitCode.USER_ERROR: UserError,
+    ExitCode.BAD_DATA: BadDataError,
+    ExitCode.TRY_AGAIN: TryAgainError,
+}
 
 
 def _told(account: dict[str, Any]) -> ComdError:
@@ -176,12 +185,7 @@ def _told(account: dict[str, Any]) -> ComdError:
         return PreemptedError(account["message"])
     if account["kind"] == "lost":
         return LostPeerError(account["message"])
-    kinds: dict[ExitCode, type[ComdError]] = {
-        ExitCode.USER_ERROR: UserError,
-        ExitCode.BAD_DATA: BadDataError,
-        ExitCode.TRY_AGAIN: TryAgainError,
-    }
-    return kinds.get(ExitCode(account["code"]), ComdError)(account["message"])
+    return _KINDS.get(account["code"], ComdError)(account["message"])
 
 
 class KilledError(ComdError):

@@ -167,7 +167,7 @@ class Nodes:
             return PreemptedError(
                 "stopped by request; what was finished is kept and the next attempt goes on from there"
             )
-        if end is None or (end.why == "failed" and end.node == self.rank):
+        if end is None or end.why == "done" or (end.why == "failed" and end.node == self.rank):
             return error
         if end.why == "stopped" and isinstance(error, TryAgainError):
             return error
@@ -178,8 +178,8 @@ class Nodes:
     def finish(self) -> None:
         """All has gone well: node 0 says so and stays until the others know; the others wait for that."""
         if self.is_first:
-            self._refuse()
             self._conclude(End(why="done"))
+            self._refuse()  # It may have ended otherwise just now.
             self._goodbye()
         else:
             self._wait(lambda: (self._first.get("end") or {}).get("why") == "done")

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import forkserver
@@ -73,9 +74,10 @@ def run_rank(job: PhaseJob) -> None:
         if kind == "lost":
             message = f"phase {job.phase}: rank {rank} lost its connection to another rank ({message[:300]})"
             log.warning("%s", message)
-        _leave_account(
-            Path(job.folder), {"code": int(code), "message": message, "kind": kind, "rank": rank, "time": time.time()}
-        )
+        # On a disk that is full there is the exit code alone.
+        with suppress(OSError):
+            account = {"code": int(code), "message": message, "kind": kind, "rank": rank, "time": time.time()}
+            _leave_account(Path(job.folder), account)
         sys.stderr.flush()
         if kind == "lost":
             time.sleep(LINGER_SECONDS)

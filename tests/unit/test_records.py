@@ -1,12 +1,13 @@
 """What is remembered of objects."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 
 from comd_operator.planner import labels
 from comd_operator.runtime.records import read_job, read_pod, read_run
-from tests.unit.kube_objects import RUN_UID, at, job, job_object, pod_object
+from tests.unit.kube_objects import RUN_UID, at, condition, job, job_object, now, pod_object
 
 
 def test_a_job_is_remembered_by_who_controls_it() -> None:
@@ -39,6 +40,24 @@ def test_only_the_trainer_s_container_counts() -> None:
     assert (read_pod(found).exit_code, read_pod(found).started) == (None, True)
 
 
+@pytest.mark.parametrize(
+    ("status", "reason", "words"),
+    [
+        ("False", "Unschedulable", "no node"),
+        ("False", "SchedulerError", None),
+        ("False", "SchedulingGated", None),
+        ("True", "", None),
+    ],
+)
+def test_only_a_scheduler_that_found_no_node_makes_a_pod_unschedulable(
+    status: str, reason: str, words: str | None
+) -> None:
+    placed = condition("PodScheduled", status, reason=reason, message="no node", since=7)
+    found = read_pod(pod_object(phase="Pending", node=None, conditions=[placed]))
+    assert found.unschedulable == words
+    assert found.unschedulable_since == (now(7) if words is not None else None)
+
+
 def test_a_run_is_remembered_without_what_only_the_api_server_needs() -> None:
     obj = {
         "apiVersion": "comd.dev/v1alpha1",
@@ -60,5 +79,7 @@ def test_a_run_is_remembered_without_what_only_the_api_server_needs() -> None:
     found = read_run(obj)
     assert (found.owner, found.phase, found.queue) == (RUN_UID, "Queued", "gpus")
     assert found.deleting == datetime(2026, 1, 1, 12, 0, 9, tzinfo=UTC)
-    assert len(found.body) < 300
+    body = json.loads(found.body)
+    assert (body["spec"], body["status"], body["kind"]) == (obj["spec"], obj["status"], obj["kind"])
+    assert body["metadata"].keys() == {"name", "namespace", "uid", "generation", "resourceVersion"}
     assert read_run({**obj, "spec": {}, "status": {}}).phase is None

@@ -23,7 +23,7 @@ VALUES: dict[str, tuple[Any, str, Any]] = {
     "qps": (50.0, "0", 0.0),
     "burst": (100, "7", 7),
     "address": ("0.0.0.0", "127.0.0.1", "127.0.0.1"),
-    "port": (8080, "0", 0),
+    "port": (8080, "65535", 65535),
     "leader_election": (True, "false", False),
     "lease_namespace": ("", "comd", "comd"),
     "lease_name": ("comd-operator", "comd-2", "comd-2"),

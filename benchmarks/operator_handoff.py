@@ -7,7 +7,6 @@ milliseconds; some are the real trainer's, to see what it adds by starting and e
 import asyncio
 import json
 import re
-import statistics
 import sys
 import tempfile
 import urllib.request
@@ -62,27 +61,22 @@ class HandOffs:
     events: list[float] = field(default_factory=list)
 
 
-def measure(*, chains: int, trainer_runs: int) -> HandOffs:
+def measure(cluster: Cluster, *, chains: int, trainer_runs: int) -> HandOffs:
     """chains: of the operator and of the floor, in turn; each hands over 6 times. trainer_runs: each hands over 3 times."""
     found = HandOffs()
-    cluster = Cluster.up("comd-bench-nodes", nodes=2, owned=True)
+    cluster.host_image(TRAINER_IMAGE)
+    site = Site(cluster)
+    with tempfile.TemporaryDirectory() as folder:
+        upload_inputs(cluster, Path(folder) / "inputs")
+    site.set_up()
     try:
-        cluster.enter()
-        cluster.host_image(TRAINER_IMAGE)
-        site = Site(cluster)
-        with tempfile.TemporaryDirectory() as folder:
-            upload_inputs(cluster, Path(folder) / "inputs")
-        site.set_up()
-        try:
-            for _ in range(chains):
-                _by_operator(site, found)
-                found.floor += _gaps(*asyncio.run(_by_floor(site)))
-            for _ in range(trainer_runs):
-                _by_trainer(site, found)
-        finally:
-            site.operator.stop()
+        for _ in range(chains):
+            _by_operator(site, found)
+            found.floor += _gaps(*asyncio.run(_by_floor(site)))
+        for _ in range(trainer_runs):
+            _by_trainer(site, found)
     finally:
-        cluster.down()
+        site.operator.stop()
     return found
 
 
@@ -199,8 +193,3 @@ def _writes() -> dict[str, float]:
         "writes": sum(float(count) for resource, _, count in found if resource not in ("events", "leases")),
         "events": sum(float(count) for resource, _, count in found if resource == "events"),
     }
-
-
-def middle(values: list[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"

@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -88,15 +88,35 @@ class Load:
     @contextmanager
     def controllers_stopped(self) -> Iterator[None]:
         """No pods are made and no Job is touched, so that two cores are left to what is measured."""
-        pids = lifecycle.program_pids(self.cluster.layout, CONTROL)
-        stopped = [pid for name in ("kube-controller-manager", "kube-scheduler") if (pid := pids.get(name))]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
+            self._signal(signal.SIGCONT)
+
+    @contextmanager
+    def controllers_go_on(self) -> Iterator[None]:
+        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        pids = lifecycle.program_pids(self.cluster.layout, CONTROL)
+        for name in ("kube-controller-manager", "kube-scheduler"):
+            if (pid := pids.get(name)) is not None:
+                os.kill(pid, number)
+
+    async def until_pods(self, namespace: str, count: int) -> None:
+        """A pod for each Job, on its way."""
+        async with asyncio.timeout(600):
+            while True:
+                listed = await self.client.get(namespaced("v1", "pods", namespace), limit="1")
+                more = listed["metadata"].get("remainingItemCount", 0)
+                if len(listed["items"]) + more >= count:
+                    return
+                await asyncio.sleep(1.0)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[str]:
@@ -151,27 +171,40 @@ class Load:
         return sent
 
     async def arriving(
-        self, who: Who, count: int, *, per_second: float = 0.0, namespace: str, **options: str | float
+        self,
+        who: Who,
+        count: int,
+        *,
+        per_second: float = 0.0,
+        afterwards: Callable[[str, Program], Awaitable[None]] | None = None,
+        **options: str | float,
     ) -> Series:
         """Runs that are made while the program is at work."""
-        async with self.arrivals(namespace) as arrivals, self.program(who, namespace, **options) as program:
+        async with (
+            self.place() as namespace,
+            self.arrivals(namespace) as arrivals,
+            self.program(who, namespace, **options) as program,
+        ):
             await program.rest()
             series = Series(who, count, rss_before=program.rss_mib())
             cpu = program.cpu_seconds()
             sent = await self.make_runs(namespace, count, per_second=per_second)
             await arrivals.all(count, most=300 + count / 10)
             await self._finish(series, program, cpu)
+            if afterwards is not None:
+                await afterwards(namespace, program)
         series.delays = [arrivals.at[name] - moment for name, moment in sent.items()]
         series.seconds = max(arrivals.at.values()) - min(sent.values())
         return series
 
-    async def backlog(self, who: Who, count: int, *, namespace: str) -> Series:
+    async def backlog(self, who: Who, count: int) -> Series:
         """Runs that are there when the program starts: nothing else goes on, so this is the program's own rate."""
-        await self.make_runs(namespace, count)
-        async with self.arrivals(namespace) as arrivals, self.program(who, namespace) as program:
-            await arrivals.all(count, most=300)
-            series = Series(who, count)
-            await self._finish(series, program, 0.0)
+        async with self.place() as namespace:
+            await self.make_runs(namespace, count)
+            async with self.arrivals(namespace) as arrivals, self.program(who, namespace) as program:
+                await arrivals.all(count, most=300)
+                series = Series(who, count)
+                await self._finish(series, program, 0.0)
         first = min(arrivals.at.values())
         series.delays = [moment - first for moment in arrivals.at.values()]
         series.seconds = max(series.delays)

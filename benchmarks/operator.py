@@ -1,0 +1,91 @@
+"""The operator beside its floor, a bare client that makes the same writes: writes benchmarks/operator.md.
+
+    make bench-operator            # or: python -m benchmarks.operator
+
+Needs root and Linux, and starts its own API servers and nodes (tests/cluster). What is compared is measured in turn, in one run.
+`--quick` makes sure that all of it works, and writes no figures.
+"""
+
+import argparse
+import asyncio
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.operator_client import Client
+from benchmarks.operator_cluster import inside
+from benchmarks.operator_handoff import measure
+from benchmarks.operator_lives import lives
+from benchmarks.operator_load import Load, Series, Who
+from benchmarks.operator_program import ROOT, Program
+from benchmarks.operator_report import BURST, QPS, Figures, report
+
+from tests.cluster.cluster import Cluster
+
+FLOOR_WORKERS = 32
+ORDERS: tuple[tuple[Who, Who], ...] = (("operator", "floor"), ("floor", "operator"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small numbers, no file")
+    parser.add_argument("--only", choices=["load", "handoff"], help="one half, no file")
+    parser.add_argument("--repeat", type=int, default=5, help="measurements of each, in turn (default: 5)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "operator.md")
+    arguments = parser.parse_args()
+    begun, busy = time.monotonic(), [os.getloadavg()[0]]
+    figures = Figures(repeat=arguments.repeat, floor_workers=FLOOR_WORKERS)
+    if arguments.quick:
+        figures = replace(figures, repeat=1, few=50, many=100, steady=100, limited=100, whole=10)
+    if arguments.only != "handoff":
+        with inside("comd-bench", nodes=0) as cluster:
+            asyncio.run(load(figures, cluster))
+        busy.append(os.getloadavg()[0])
+    if arguments.only != "load":
+        with inside("comd-bench", nodes=2) as cluster:
+            figures.hand_offs = measure(cluster, chains=figures.repeat, trainer_runs=1 if arguments.quick else 2)
+        busy.append(os.getloadavg()[0])
+    text = report(figures, minutes=(time.monotonic() - begun) / 60, busy=busy)
+    print(text)
+    if not arguments.quick and arguments.only is None:
+        arguments.out.write_text(text)
+    return 0
+
+
+async def load(figures: Figures, cluster: Cluster) -> None:
+    """Everything on an API server without nodes."""
+    async with Client.connected() as client:
+        load = Load(client, cluster, workers=FLOOR_WORKERS)
+        with load.controllers_stopped():
+            for turn in range(figures.repeat):
+                for who in ORDERS[turn % 2]:
+                    keep(figures.backlog, await load.backlog(who, figures.few))
+                    keep(figures.burst, await load.arriving(who, figures.few))
+                    keep(figures.trickle, await load.arriving(who, figures.steady, per_second=figures.per_second))
+            keep(figures.flood, await load.arriving("floor", figures.many))
+
+        async def with_pods(namespace: str, program: Program) -> None:
+            """The controllers go on, and make a pod for each Job."""
+            with load.controllers_go_on():
+                await load.until_pods(namespace, figures.many)
+                await program.rest()
+            figures.rss_with_pods = program.rss_mib()
+
+        with load.controllers_stopped():
+            keep(figures.flood, await load.arriving("operator", figures.many, afterwards=with_pods))
+        figures.limited_series = await load.arriving("operator", figures.limited, qps=QPS, burst=BURST)
+        figures.lives = await lives(load, count=figures.whole, finished=figures.few)
+
+
+def keep(taken: list[Series], series: Series) -> None:
+    taken.append(series)
+    print(
+        f"{series.who:8} {series.count:5} runs: {series.rate:6.1f}/s, p50 {series.median:.3f} s, p99 {series.quantile(0.99):.3f} s, "
+        f"CPU {series.cpu:.2f} s, RSS {series.rss:.0f} MiB",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

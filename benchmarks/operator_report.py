@@ -122,16 +122,16 @@ def _of_memory(figures: Figures) -> str:
     flood = next(series for series in figures.flood if series.who == "operator").rss
     none, some = (middle(values, ".0f") for values in ([one.rss_before for one in few], [one.rss for one in few]))
     return f"""Memory of the operator at rest (RSS, MiB): {none} without runs; {some} with {figures.few:,} runs and their Jobs;
-{flood:.0f} with {figures.many:,} runs and their Jobs; {figures.rss_with_pods:.0f} with their {figures.many:,} pods besides, which no scheduler
-takes (aim: < 150)."""
+{flood:.0f} with {figures.many:,} runs and their Jobs; {figures.rss_with_pods:.0f} with their {figures.many:,} pods besides, which no
+scheduler takes (aim: < 150)."""
 
 
 def _of_limit(figures: Figures) -> str:
     series = figures.limited_series
     assert series is not None, "it was measured with the others"
     least = (REQUESTS_PER_RUN * series.count - BURST) / QPS
-    return f"""As shipped ({QPS} requests a second, {BURST} at once), with the controllers at work: {series.count} runs made at once have their
-Jobs after {series.seconds:.1f} s. At that limit {REQUESTS_PER_RUN} requests for each take {least:.1f} s: it is
+    return f"""As shipped ({QPS} requests a second, {BURST} at once), with the controllers at work: {series.count} runs made at once have
+their Jobs after {series.seconds:.1f} s. At that limit {REQUESTS_PER_RUN} requests for each take {least:.1f} s: it is
 {series.seconds / least:.2f} times that (aim: ≤ 1.10)."""
 
 

@@ -204,7 +204,7 @@ class Queue(ApiModel):
 
     name: Name
     """LocalQueue in the run's namespace."""
-    priority_class: SubdomainName | None = None
+    priority_class: Annotated[str, StringConstraints(pattern=SUBDOMAIN_FORM, max_length=63)] | None = None
     """WorkloadPriorityClass: who is admitted first, and who is preempted."""
 
 

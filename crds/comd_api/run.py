@@ -66,7 +66,8 @@ class RunSpec(ApiModel):
     stage_deadline_seconds: Seconds | None = None
     """A stage fails when its attempts together have been active for longer."""
     queue_deadline_seconds: Seconds | None = None
-    """The run fails when a stage has waited for longer to be admitted or scheduled. Waiting counts for neither of the other deadlines."""
+    """The run fails when a stage has waited for longer to be admitted, scheduled and started. Time in the queue counts for neither of
+    the other deadlines."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """How long the Jobs and their logs are kept after the run has ended; until the run is deleted when left out."""
     queue: Queue | None = None

@@ -106,6 +106,8 @@ class StageStatus(ApiModel):
     """Since when the attempt waits to be admitted or scheduled."""
     queued_seconds: float = 0.0
     """Time that attempts have waited before."""
+    waiting_since: Timestamp | None = None
+    """Since when nothing of the stage has run: as `queuedSince`, but over all attempts in a row that could not be started."""
     exit_class: ExitClass | None = None
     """How the last attempt ended."""
     message: MessageText | None = None

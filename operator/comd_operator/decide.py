@@ -220,6 +220,7 @@ def _advance(
         start_time=stage.start_time or start,
         attempt_start_time=None if queued else start,
         queued_since=start if queued else None,
+        waiting_since=stage.waiting_since if stage.exit_class == "CannotStart" else start if queued else None,
     )
     status = status.replace(start_time=status.start_time or start)
     status = queue.stop_clock(status, now) if queued else queue.start_clock(status, now)

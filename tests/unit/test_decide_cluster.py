@@ -116,6 +116,26 @@ def test_each_wait_has_the_queue_s_whole_deadline() -> None:
     assert world.status.phase == "Queued"
 
 
+def test_attempts_in_a_row_that_can_not_be_started_wait_as_one() -> None:
+    """Each is given up long before the deadline; all of them together are not waited for beyond it."""
+    world = world_of(queueDeadlineSeconds=1000, retry={"backoffSeconds": 60, "maxBackoffSeconds": 60})
+    world.step()
+    for _ in range(20):
+        world.set(state="Queued", wait=TOO_LARGE)
+        world.step(seconds=1)
+        if world.status.phase == "Failed":
+            break
+        world.give_up("Unschedulable: no node is large enough")
+        world.step(seconds=299)
+        world.clear()
+        decision = world.step(seconds=60)
+        if world.status.phase == "Failed":
+            break
+        assert decision.create
+    assert world.condition("Failed") == ("True", "Deadline")
+    assert len(world.made) == 3
+
+
 def test_a_wait_that_can_not_end_is_stalled_and_still_queued() -> None:
     world = world_of(**QUEUE)
     world.step()

@@ -40,16 +40,21 @@ def check(spec: RunSpec, status: RunStatus, stage: StageStatus | None, now: date
             )
         if stage.attempt_start_time is not None:
             left.append(rest)
-    if spec.queue_deadline_seconds is not None and stage is not None and stage.queued_since is not None:
-        rest = spec.queue_deadline_seconds - since(stage.queued_since, now)
+    if spec.queue_deadline_seconds is not None and stage is not None and _waits(stage):
+        rest = spec.queue_deadline_seconds - since(stage.waiting_since or stage.queued_since, now)
         if rest <= 0:
             return Deadlines(
                 exceeded=f"stage {stage.name} waited for longer than "
-                f"queueDeadlineSeconds ({spec.queue_deadline_seconds}) to be admitted and scheduled",
+                f"queueDeadlineSeconds ({spec.queue_deadline_seconds}) to be admitted, scheduled and started",
                 seconds_left=None,
             )
         left.append(rest)
     return Deadlines(exceeded=None, seconds_left=min(left, default=None))
+
+
+def _waits(stage: StageStatus) -> bool:
+    """In the queue, or between two attempts of which the last could not be started."""
+    return stage.queued_since is not None or (stage.phase == "Retrying" and stage.exit_class == "CannotStart")
 
 
 def run_active(status: RunStatus, now: datetime) -> float:

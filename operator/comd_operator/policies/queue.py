@@ -29,6 +29,7 @@ def enter(status: RunStatus, stage: StageStatus, now: datetime, *, preempted: bo
         active_seconds=stage_active(stage, now),
         attempt_start_time=None,
         queued_since=to_text(now),
+        waiting_since=stage.waiting_since if stage.exit_class == "CannotStart" else to_text(now),
         preemptions=stage.preemptions + preempted,
     )
     return stop_clock(ledger.put(status, stage), now)

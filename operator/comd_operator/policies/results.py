@@ -25,6 +25,7 @@ def record(
     """The ledger's entry after a Job of the stage has ended."""
     lasted = since(stage.attempt_start_time, ended)
     stage = merge(stage, result) if result is not None else stage
+    waiting = _waiting_since(stage, exit_class) or to_text(ended)
     stage = queue.end_wait(stage, ended)
     stage = stage.replace(active_seconds=stage.active_seconds + lasted, attempt_start_time=None, exit_class=exit_class)
     if exit_class == "Done":
@@ -33,15 +34,28 @@ def record(
     verdict = retry.after(
         exit_class, failures=stage.failures, attempt=stage.attempt, lasted=lasted, retry=spec.retry, seed=seed
     )
-    stage = stage.replace(message=message[:MAX_MESSAGE] or None, failures=stage.failures + verdict.counts)
+    stage = stage.replace(
+        message=message[:MAX_MESSAGE] or None,
+        failures=stage.failures + verdict.counts,
+        waiting_since=waiting if exit_class == "CannotStart" else None,
+    )
     if verdict.again:
         return stage.replace(phase="Retrying", retry_time=to_text_after(ended, verdict.delay))
     return stage.replace(phase="Failed", completion_time=to_text(ended))
 
 
+def _waiting_since(stage: StageStatus, exit_class: ExitClass) -> str | None:
+    """Before the end of this attempt is written down: the wait of attempts in a row that could not be started is one."""
+    if stage.exit_class == "CannotStart" and exit_class == "CannotStart":
+        return stage.waiting_since
+    return stage.queued_since or stage.attempt_start_time
+
+
 def _one_job_further(stage: StageStatus, *, spec: RunSpec, message: str, ended: datetime) -> StageStatus:
     """A message that comes with success is what the stage has to tell, such as preflight's findings."""
-    stage = stage.replace(completed_jobs=stage.completed_jobs + 1, message=message[:MAX_MESSAGE] or None)
+    stage = stage.replace(
+        completed_jobs=stage.completed_jobs + 1, message=message[:MAX_MESSAGE] or None, waiting_since=None
+    )
     if stage.completed_jobs < len(jobs_of(spec, stage.name)):
         return stage
     return stage.replace(phase="Succeeded", completion_time=to_text(ended))

@@ -17,5 +17,6 @@ def measure(metrics: Metrics, before: RunStatus, after: RunStatus) -> None:
         if stage.phase in ("Succeeded", "Failed") and old.phase != stage.phase:
             metrics.stage_duration.labels(stage=kind, result=stage.phase).observe(stage.active_seconds)
             metrics.stage_queue_wait.labels(stage=kind).observe(stage.queued_seconds)
-        if stage.phase == "Retrying" and old.phase != "Retrying" and stage.exit_class is not None:
+        ended = stage.phase == "Retrying" and (old.phase != "Retrying" or old.attempt != stage.attempt)
+        if ended and stage.exit_class is not None:
             metrics.stage_retries.labels(stage=kind, exit_class=stage.exit_class).inc()

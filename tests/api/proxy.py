@@ -84,6 +84,10 @@ class Proxy:
     def writes(self) -> list[Call]:
         return [call for call in self.calls if call.writes]
 
+    def written(self) -> list[Call]:
+        """Writes that the server took."""
+        return [call for call, status in self.answers if call.writes and status < 400]
+
     def count(self, what: str) -> int:
         return sum(call.what == what for call in self.calls)
 

@@ -12,6 +12,7 @@ from comd_operator.runtime.observe import LOST_SECONDS, Patience
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.reconciler import Reconciler, Stores
 from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
+from comd_operator.runtime.second_look import SecondLook
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
 from comd_operator.runtime.writes import Writer
@@ -61,6 +62,7 @@ class Site:
             stores=self.stores,
             writer=Writer(api=api),
             words=Words(api=api),
+            second_look=SecondLook(api=api),
             progress=Progress(every_seconds=30, on_change=print, clock=lambda: self.seconds),
             metrics=Metrics(),
             defaults=ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x"),

@@ -101,6 +101,8 @@ class Api:
         self._configuration, self._limiter, self._metrics = configuration, limiter, metrics
         self._timeout, self._user_agent, self._sleep = timeout, user_agent, sleep
         self._transport = _Transport(_tuned(configuration))
+        self.before_write: Callable[[], None] = lambda: None
+        """Called when a write is about to go out, its wait for the limiter over; raises when it must not."""
 
     @classmethod
     async def connect(
@@ -193,6 +195,8 @@ class Api:
     ) -> Any:
         if not urgent:
             self._metrics.api_wait.observe(await self._limiter.take())
+            if method != "GET":
+                self.before_write()
         verb = _VERBS.get(method) or ("get" if names_one(path) else "list")
         patience = aiohttp.ClientTimeout(total=timeout or self._timeout)
         with _as_api_errors():

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from comd_api.run import DistillationRun
-from comd_api.status import RunStatus
+from comd_api.status import RunStatus, StageStatus
 from comd_operator.decide import Decision, decide
 from comd_operator.planner import ClusterDefaults, JobPlan, fill, job_manifest, labels, num_nodes, problem, stage_config
 from comd_operator.policies import ledger
@@ -21,7 +21,8 @@ from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import Patience, next_look, observe
 from comd_operator.runtime.progress import Progress
-from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord
+from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, read_job
+from comd_operator.runtime.second_look import SecondLook, ends_are_told
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
 from comd_operator.runtime.writes import GoneError, ObstacleError, Writer
@@ -55,6 +56,7 @@ class Reconciler:
     stores: Stores
     writer: Writer
     words: Words
+    second_look: SecondLook
     progress: Progress
     metrics: Metrics
     defaults: ClusterDefaults
@@ -104,7 +106,7 @@ class Reconciler:
         await self._write_status(run, record, decision)
         for child in children:
             if child.name in decision.delete and (not child.deleting or child.lost):
-                self._check_leading()
+                self.check_leading()
                 log.info("deleting Job %s", child.name)
                 going = await self.writer.delete_job(child, namespace=run.metadata.namespace)
                 if going is not None:
@@ -118,8 +120,10 @@ class Reconciler:
     async def _children(self, run: DistillationRun) -> tuple[list[Child], float | None]:
         """The run's Jobs as they are, and in how many seconds they are worth a look though nothing is told of them."""
         assert run.metadata.uid is not None, "the API server gives every object one"
-        pods, now = self.stores.pods.of(run.metadata.uid), self.now()
         stage = ledger.current(run.status or RunStatus())
+        if stage is not None and ledger.in_flight(stage):
+            await self._look_twice(run, stage)
+        pods, now = self.stores.pods.of(run.metadata.uid), self.now()
         children: list[Child] = []
         looks: list[float] = []
         for job in self.stores.jobs.of(run.metadata.uid):
@@ -146,6 +150,20 @@ class Reconciler:
                 self.progress.forget(job.uid)
             children.append(child)
         return children, min(looks, default=None)
+
+    async def _look_twice(self, run: DistillationRun, stage: StageStatus) -> None:
+        """At what the watches have yet to tell of the Job in flight."""
+        uid, name = str(run.metadata.uid), str(stage.job_name)
+        job = next((job for job in self.stores.jobs.of(uid) if job.name == name), None)
+        if job is None:
+            found = await self.second_look.job(namespace=run.metadata.namespace, name=name)
+            if found is None or read_job(found).owner != uid:
+                return
+            job = read_job(found)
+            self.stores.jobs.put(found)
+        if not ends_are_told(job, self.stores.pods.of(uid)):
+            for pod in await self.second_look.pods(job):
+                self.stores.pods.put(pod)
 
     def _obstacle(self, run: DistillationRun) -> Obstacle | None:
         words = self._problem(run)
@@ -180,9 +198,9 @@ class Reconciler:
         run = fill(run, self.defaults)
         config = stage_config(run.replace(status=decision.ahead), job)
         if num_nodes(run, job) > 1:
-            self._check_leading()
+            self.check_leading()
             await self.writer.ensure_service(run)
-        self._check_leading()
+        self.check_leading()
         manifest = job_manifest(run, job, config)
         made = await self.writer.create_job(run, manifest)
         self.stores.jobs.put(made)
@@ -191,12 +209,13 @@ class Reconciler:
     async def _write_status(self, run: DistillationRun, record: RunRecord, decision: Decision) -> None:
         if decision.status == run.status:
             return
-        self._check_leading()
+        self.check_leading()
         written = await self.writer.write_status(run, decision.status, resource_version=record.resource_version)
         self.stores.runs.put(written)
         measure(self.metrics, run.status or RunStatus(), decision.status)
 
-    def _check_leading(self) -> None:
+    def check_leading(self) -> None:
+        """Raises NotLeadingError."""
         if not self.may_write():
             raise NotLeadingError
 

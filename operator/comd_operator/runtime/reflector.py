@@ -65,6 +65,19 @@ class Reflector(Generic[T]):
         """Seconds since the last sign of life: a list, an event, a bookmark."""
         return self._clock() - self._alive
 
+    async def refresh(self) -> None:
+        """Lists now, beside the watch, until that has succeeded."""
+        failures = 0
+        while True:
+            try:
+                await self._list()
+                return
+            except (ApiError, KeyError, TypeError, ValueError, AttributeError) as error:
+                log.warning("list of %s: %s", self._path, error)
+                failures += 1
+                asked = error.retry_after if isinstance(error, ApiError) else None
+                await self._sleep(max(asked or 0.0, self._pause(failures)))
+
     async def run(self) -> None:
         """Until it is cancelled."""
         failures = 0
@@ -99,11 +112,14 @@ class Reflector(Generic[T]):
         pauses = failures - lost  # The first list after a lost place waits for nothing.
         pause = 0.0
         if pauses > 0:
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(pauses - 1, 16)) * self._rng.uniform(0.5, 1.0)
+            pause = self._pause(pauses)
         if error is not None and error.retry_after is not None:
             pause = max(pause, error.retry_after)
         if pause:
             await self._sleep(pause)
+
+    def _pause(self, failures: int) -> float:
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 16)) * self._rng.uniform(0.5, 1.0)
 
     async def _list(self) -> None:
         """All pages are of one moment, which the first one fixes; when the server has forgotten it meanwhile, it is asked for all

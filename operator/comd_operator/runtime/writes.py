@@ -98,7 +98,9 @@ class Writer:
             if error.status not in (404, 409):  # gone, or another one by now
                 raise
             return None
-        return going if going.get("kind") == "Job" else None
+        if "kind" not in going:  # Something between us and the server has answered.
+            raise ApiError(status=0, reason="Garbled", message=f"no answer to a deletion: {str(going)[:80]}")
+        return going if going["kind"] == "Job" else None
 
     async def write_status(self, run: DistillationRun, status: RunStatus, *, resource_version: str) -> dict[str, Any]:
         """The whole status in one write, refused by the server when the run has changed since it was read."""

@@ -20,6 +20,7 @@ from comd_operator.runtime.queue import WorkQueue
 from comd_operator.runtime.reconciler import NotLeadingError, Reconciler, Stores
 from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
 from comd_operator.runtime.reflector import Reflector
+from comd_operator.runtime.second_look import SecondLook
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
 from comd_operator.runtime.writes import Writer
@@ -53,6 +54,8 @@ class Operator:
             pods=Store(read=read_pod, owner=_owner),
         )
         self.leading = False
+        self._not_before: dict[str, float] = {}
+        """Runs that the API server wants to be left alone with, whatever changes, and until when."""
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = asyncio.Event()
 
@@ -145,10 +148,11 @@ class Operator:
         await lease.run(self._lead)
 
     def _make_reconciler(self, *, may_write: Any) -> Reconciler:
-        return Reconciler(
+        reconciler = Reconciler(
             stores=self.stores,
             writer=Writer(api=self.api),
             words=Words(api=self.api),
+            second_look=SecondLook(api=self.api),
             progress=self.progress,
             metrics=self.metrics,
             defaults=ClusterDefaults(
@@ -162,9 +166,14 @@ class Operator:
             may_write=may_write,
             clock=time.monotonic,
         )
+        self.api.before_write = reconciler.check_leading
+        return reconciler
 
     async def _lead(self) -> None:
-        """Works until cancelled. Nothing is decided before everything was listed once."""
+        """Works until cancelled. Nothing is decided before everything was listed once; what a standby knows is listed anew, for its
+        watches may lag behind what the last leader has done."""
+        known = [reflector for reflector in self.reflectors if reflector.synced.is_set()]
+        await asyncio.gather(*(reflector.refresh() for reflector in known if self.options.leader_election))
         await asyncio.gather(*(reflector.synced.wait() for reflector in self.reflectors))
         stores = self.stores
         log.info("leading: %d runs, %d Jobs, %d Pods", len(stores.runs), len(stores.jobs), len(stores.pods))
@@ -184,10 +193,16 @@ class Operator:
     async def _work(self) -> None:
         while True:
             uid = await self.queue.get()
+            left = self._not_before.get(uid, 0.0) - time.monotonic()
+            if left > 0:
+                self.queue.add_after(uid, left)
+                self.queue.done(uid)
+                continue
             started, result = time.monotonic(), "done"
             try:
                 again = await self._reconciler.reconcile(uid)
                 self.queue.forget(uid)
+                self._not_before.pop(uid, None)
                 if again is not None:
                     self.queue.add_after(uid, again)
             except NotLeadingError:
@@ -196,6 +211,8 @@ class Operator:
             except ApiError as error:
                 result = "conflict" if error.status == 409 else "api-error"
                 log.log(logging.DEBUG if error.status == 409 else logging.WARNING, "to be tried again: %s", error)
+                if error.retry_after:
+                    self._not_before[uid] = time.monotonic() + error.retry_after
                 self.queue.add_rate_limited(uid, at_least=error.retry_after or 0.0)
             except Exception:
                 result = "error"

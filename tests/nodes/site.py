@@ -99,7 +99,10 @@ class Run:
         return next((entry for entry in self.status().get("stages", []) if entry["name"] == name), {})
 
     def jobs(self) -> list[str]:
-        return sorted(job["metadata"]["name"] for job in self._list("/apis/batch/v1", "jobs"))
+        return sorted(job["metadata"]["name"] for job in self.job_objects())
+
+    def job_objects(self) -> list[dict[str, Any]]:
+        return self._list("/apis/batch/v1", "jobs")
 
     def pods(self, **wanted: str) -> list[dict[str, Any]]:
         """With these of our labels: `stage`, `attempt` …"""

@@ -1,8 +1,13 @@
 """What the tests here run: one round on tiny models, seconds long, whose training can be met in its middle."""
 
 import copy
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import boto3
+from botocore.config import Config
 
 from tests.cluster.cluster import Cluster
 from tests.e2e.world import make_inputs, manifest
@@ -22,13 +27,10 @@ def upload_inputs(cluster: Cluster, folder: Path) -> None:
     upload(cluster, folder, bucket=BUCKET, prefix="tiny/inputs")
 
 
-def upload(cluster: Cluster, folder: Path, *, bucket: str, prefix: str) -> None:
+def upload(
+    cluster: Cluster, folder: Path, *, bucket: str, prefix: str, wanted: Callable[[str], bool] = lambda _: True
+) -> None:
     """Small files, many at once: `upload_file` would take twice the time."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import boto3
-    from botocore.config import Config
-
     s3 = cluster.s3
     s3.make_bucket(bucket)
     client = boto3.client(
@@ -44,8 +46,9 @@ def upload(cluster: Cluster, folder: Path, *, bucket: str, prefix: str) -> None:
         key = f"{prefix}/{path.relative_to(folder).as_posix()}"
         client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
 
+    files = [path for path in folder.rglob("*") if path.is_file() and wanted(path.relative_to(folder).as_posix())]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(put, (path for path in sorted(folder.rglob("*")) if path.is_file())))
+        list(pool.map(put, files))
 
 
 def one_round(**changes: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,34 +111,29 @@ class Process:
     def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
         self._child, self.log = child, log
 
-    def kill(self) -> None:
-        self._child.send_signal(signal.SIGKILL)
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self._child.send_signal(number)
 
     async def wait(self) -> int:
         return await self._child.wait()
 
     async def terminate(self) -> int:
         """Its exit code after SIGTERM."""
-        with suppress(ProcessLookupError):
-            self._child.terminate()
+        self.send(signal.SIGTERM)
         return await asyncio.wait_for(self._child.wait(), timeout=30)
 
 
-async def start_process(world: World, log: Path, *, kubeconfig: Path | None = None, **changes: Any) -> Process:
-    """It runs in this machine's network, with its options in variables."""
-    chosen = options(world, **changes)
-    variables = {
+async def start_process(world: World, proxy: Proxy | None = None, **changes: Any) -> Process:
+    """Its options are told by variables. Processes of one world have one log."""
+    log = world.kubeconfig.with_name(f"{world.namespace}.log")
+    chosen = asdict(options(world, proxy, **changes))
+    told = {
         variable_of(name): str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in {**DEFAULTS, "namespaces": chosen.namespaces, **changes}.items()
+        for name, value in chosen.items()
     }
     with log.open("ab") as file:
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "comd_operator",
-            "operator",
-            env={**os.environ, "KUBECONFIG": str(kubeconfig or world.kubeconfig), **variables},
-            stdout=file,
-            stderr=file,
+            *(sys.executable, "-m", "comd_operator", "operator"), env={**os.environ, **told}, stdout=file, stderr=file
         )
     return Process(child, log)

@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small numbers, no file")
     parser.add_argument("--only", choices=["load", "handoff"], help="one half, no file")
-    parser.add_argument("--repeat", type=int, default=5, help="measurements of each, in turn (default: 5)")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements of each, in turn (default: 3)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "operator.md")
     arguments = parser.parse_args()
     begun, busy = time.monotonic(), [os.getloadavg()[0]]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -145,6 +146,17 @@ class World:
             lambda: all(job.gone for job in jobs.values() if job.name == name), self.job_names, seconds=seconds
         )
 
+    async def until_event(self, reason: str, name: str = "tiny", *, seconds: float = PATIENCE) -> dict[str, Any]:
+        """One that was told of a run."""
+        end = time.monotonic() + seconds
+        while True:
+            told = await self.events(name)
+            found = next((event for event in told if event["reason"] == reason), None)
+            if found is not None:
+                return found
+            assert time.monotonic() < end, f"no event {reason} after {seconds:g} s: {told}"
+            await asyncio.sleep(0.1)
+
     async def until_so(
         self, holds: Callable[[], bool], shown: Callable[[], object], *, seconds: float = PATIENCE
     ) -> None:
@@ -166,8 +178,8 @@ class World:
         """A way of its own to the API server, for one operator."""
         return serve(kubeconfig=self.kubeconfig, context=f"proxy-{os.urandom(4).hex()}", token=token)
 
-    async def kubectl(self, *arguments: str, check: bool = True) -> str:
-        return await asyncio.to_thread(self.cluster.kubectl, "--namespace", self.namespace, *arguments, check=check)
+    async def kubectl(self, *arguments: str, input: str | None = None) -> str:
+        return await asyncio.to_thread(self.cluster.kubectl, "--namespace", self.namespace, *arguments, input=input)
 
 
 def condition(status: dict[str, Any], kind: str) -> tuple[str, str, str]:

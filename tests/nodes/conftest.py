@@ -9,7 +9,7 @@ from tests.cluster.cluster import Cluster
 from tests.nodes.site import Site
 from tests.nodes.world import upload_inputs
 
-AT_ONCE = 3
+AT_ONCE = 4
 """Scenes that play side by side: more than cores, for much of a scene is waiting."""
 
 
@@ -25,9 +25,10 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def play(request: pytest.FixtureRequest, site: Site) -> Iterator[Callable[[str], None]]:
     """Starts those of the module's SCENES that were asked for, and tells how one went."""
-    wanted = [_scene(item) for item in request.session.items if getattr(item, "module", None) is request.module]
+    module = request.module
+    wanted = {_scene(item) for item in request.session.items if getattr(item, "module", None) is module}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        playing = {name: pool.submit(request.module.SCENES[name], site) for name in wanted}
+        playing = {name: pool.submit(scene, site) for name, scene in module.SCENES.items() if name in wanted}
         yield lambda name: playing[name].result()
         pool.shutdown(cancel_futures=True)
 

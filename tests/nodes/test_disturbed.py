@@ -9,7 +9,9 @@ from tests.nodes.undisturbed import undisturbed, undisturbed_pair
 
 pytestmark = pytest.mark.timeout(1800)
 WELL: dict[str, Scene] = {"one-rank": undisturbed, "two-gpus": undisturbed_pair}
-SCENES = {**WELL, **disturbed.SCENES, **ends.SCENES}
+LONGEST = {"by-phase": ends.by_phase}
+SCENES = {**WELL, **LONGEST, **disturbed.SCENES, **ends.SCENES}
+"""In the order in which they begin."""
 
 
 @pytest.mark.parametrize("scene", WELL)

@@ -146,15 +146,15 @@ class World:
             lambda: all(job.gone for job in jobs.values() if job.name == name), self.job_names, seconds=seconds
         )
 
-    async def until_event(self, reason: str, name: str = "tiny", *, seconds: float = PATIENCE) -> dict[str, Any]:
-        """One that was told of a run."""
+    async def until_event(self, words: str, name: str = "tiny", *, seconds: float = PATIENCE) -> dict[str, Any]:
+        """One that was told of a run, with these words in its reason or message."""
         end = time.monotonic() + seconds
         while True:
             told = await self.events(name)
-            found = next((event for event in told if event["reason"] == reason), None)
+            found = next((event for event in told if words in f"{event['reason']}: {event['message']}"), None)
             if found is not None:
                 return found
-            assert time.monotonic() < end, f"no event {reason} after {seconds:g} s: {told}"
+            assert time.monotonic() < end, f"no event {words!r} after {seconds:g} s: {told}"
             await asyncio.sleep(0.1)
 
     async def until_so(

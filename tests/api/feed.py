@@ -59,16 +59,19 @@ class Feed:
         await self._news.wait()
 
     async def follow(self, path: str, version: str) -> None:
-        params = {"resourceVersion": version}
-        async for event in self._api.watch(path, params=params, inactivity_timeout=600):
-            obj = event["object"]
-            assert event["type"] in ("ADDED", "MODIFIED", "DELETED"), event
-            if obj["kind"] == "Job":
-                self._on_job(event["type"], obj)
-            else:
-                self._on_run(event["type"], obj)
-            self._news.set()
-            self._news = asyncio.Event()
+        while True:  # The server ends a watch now and then, such as when the custom resource's definition is changed.
+            params = {"resourceVersion": version}
+            async for event in self._api.watch(path, params=params, inactivity_timeout=600):
+                obj = event["object"]
+                assert event["type"] in ("ADDED", "MODIFIED", "DELETED"), event
+                if obj["kind"] == "Job":
+                    self._on_job(event["type"], obj)
+                else:
+                    self._on_run(event["type"], obj)
+                version = obj["metadata"]["resourceVersion"]
+                self._news.set()
+                self._news = asyncio.Event()
+            await asyncio.sleep(0.05)
 
     def _on_job(self, kind: str, obj: dict[str, Any]) -> None:
         job = self.jobs.get(obj["metadata"]["uid"])

@@ -38,6 +38,7 @@ async def test_the_calls_of_a_life(world: World) -> None:
     """So that those below are all of them."""
     async with world.proxied() as proxy, operating(world, proxy), world.simulated(runs_on) as nodes:
         status = await life.play(world, nodes)
+        await world.until_event("Succeeded")
         await life.assert_nothing_twice(world)
     assert life.same(status) == life.the_end()
     assert [event["reason"] for event in await world.events()] == life.EVENTS

@@ -5,7 +5,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from comd_operator.planner import labels
+from comd_api.run import DistillationRun
+from comd_operator.planner import labels, plan_run
 from tests.api.operators import operating
 from tests.api.simulator import End, Waits, decode, done
 from tests.api.world import World, condition, make_manifest
@@ -59,3 +60,26 @@ async def test_a_stage_is_handed_over_before_its_job_is_complete(world: World) -
     assert [config["stage"] for config in configs] == STAGES
     assert [ref["name"] for ref in configs[3]["inputs"]] == ["preflight", "student", "pools"]
     assert configs[3]["inputs"][1]["uri"] == "s3://b/round-1/student"
+
+
+async def test_a_job_for_each_phase(world: World) -> None:
+    """One after the other, in one stage of the ledger."""
+    await world.apply(make_manifest(rounds__count=1, execution="Phase"))
+    async with operating(world), world.simulated():
+        status = await world.until_phase("Succeeded")
+    run = DistillationRun.model_validate(await world.run(), by_alias=True, by_name=False)
+    assert world.job_names() == [job.name for job in plan_run(run.spec, run="tiny")]
+    assert len(world.job_names()) > 4
+    assert [stage["name"] for stage in status["stages"]] == STAGES[:3]
+    assert all(stage["attempt"] == 1 for stage in status["stages"])
+
+
+async def test_many_runs_at_once(world: World) -> None:
+    """As the limits are shipped; each has its Jobs, once, and its events."""
+    names = [f"run-{number}" for number in range(20)]
+    async with operating(world, qps=50.0, burst=100), world.simulated():
+        await asyncio.gather(*(world.apply(make_manifest(name, rounds__count=1)) for name in names))
+        for name in names:
+            await world.until_phase("Succeeded", name)
+            await world.until_event("Succeeded", name)
+    assert sorted(world.job_names()) == sorted(f"{name}-{stage}-a1" for name in names for stage in STAGES[:3])

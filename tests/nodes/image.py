@@ -14,6 +14,16 @@ IMAGE = "localhost/comd-trainer:one-thread"
 are compared are then added up in the same order wherever they come from."""
 
 
+OWN_PLACES = (Path("/tmp"), Path("/scratch"), Path("/dev"))
+"""Where a trainer's pod has folders of its own, which hide the image's."""
+
+
+def hidden_place() -> Path | None:
+    """What pods of this image must find and would not, if anything."""
+    hidden = (place for place in images.shown_places() if any(place.is_relative_to(own) for own in OWN_PLACES))
+    return next(hidden, None)
+
+
 def provide(cluster: Cluster) -> None:
     """Puts it on every node that runs: the layers of TRAINER_IMAGE, which lie there already, under a second name."""
     variables = {

@@ -9,16 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from comd_api.exit_codes import BadDataError, ComdError, TryAgainError, UserError
+from comd_api.status import ExitClass
 from comd_trainer import nodes as module
 from comd_trainer.context import PreemptedError
-from comd_trainer.launcher import LostPeerError
-from comd_trainer.nodes import ElsewhereError, End, Failure, Nodes, Report, judge
+from comd_trainer.launcher import ElsewhereError, KilledError, LostPeerError, exit_class_of
+from comd_trainer.nodes import End, Failure, Nodes, Report, judge
+from comd_trainer.worker import Kind, describe_error
 
 NOW = 1000.0
 
 
-def said(kind: str, *, code: int = 1, ago: float = 2.0, message: str = "it broke") -> Report:
-    return Report(Failure(code=code, message=message, kind=kind), NOW - ago)  # type: ignore[arg-type]
+def said(kind: Kind, exit_class: ExitClass = "Failed", *, ago: float = 2.0, message: str = "it broke") -> Report:
+    return Report(Failure(exit_class=exit_class, message=message, kind=kind), NOW - ago)
+
+
+def failed(node: int, exit_class: ExitClass = "Failed", *, message: str = "it broke") -> End:
+    return End(why="failed", node=node, message=message, exit_class=exit_class)
 
 
 def heard(*ago: float) -> dict[int, float]:
@@ -36,27 +42,45 @@ CASES: dict[str, tuple[dict[int, Report], dict[int, float], int | None, End | No
         {0: said("lost", ago=17.0), 2: said("lost", ago=18.0)},
         heard(0.1, 0.1),
         None,
-        End(why="failed", node=2, message="it broke"),
+        failed(2),
     ),
     "the cause counts, not who stumbled over it": (
         {0: said("lost", ago=3.0), 1: said("cause")},
         heard(0.1, 0.1),
         None,
-        End(why="failed", node=1, message="it broke"),
+        failed(1),
     ),
     "the user's error before any other": (
-        {0: said("cause", code=1, ago=3.0), 2: said("cause", code=64, ago=2.0, message="no such field")},
+        {0: said("cause", ago=3.0), 2: said("cause", "UserError", ago=2.0, message="no such field")},
         heard(0.1, 0.1),
         None,
-        End(why="failed", node=2, message="no such field"),
+        failed(2, "UserError", message="no such field"),
     ),
     "the first of equal ones": (
-        {0: said("cause", code=65), 1: said("cause", code=65, ago=2.5, message="row 7")},
+        {0: said("cause", "BadData"), 1: said("cause", "BadData", ago=2.5, message="row 7")},
         heard(0.1, 0.1),
         None,
-        End(why="failed", node=1, message="row 7"),
+        failed(1, "BadData", message="row 7"),
     ),
-    "too early to tell": ({1: said("cause", code=64, ago=0.5)}, heard(0.1, 0.1), None, None),
+    "memory that ran out is unforeseen too": (
+        {1: said("cause", "OutOfMemory"), 2: said("cause", "TryAgain", ago=1.5, message="the store is away")},
+        heard(0.1, 0.1),
+        None,
+        failed(2, "TryAgain", message="the store is away"),
+    ),
+    "memory that ran out on a node": (
+        {1: said("cause", "OutOfMemory")},
+        heard(0.1, 0.1),
+        None,
+        failed(1, "OutOfMemory"),
+    ),
+    "out of memory, and a node has not been heard since": (
+        {0: said("cause", "OutOfMemory")},
+        heard(3.0, 0.1),
+        None,
+        None,
+    ),
+    "too early to tell": ({1: said("cause", "UserError", ago=0.5)}, heard(0.1, 0.1), None, None),
     "unforeseen, and a node has not been heard since": ({0: said("cause")}, heard(3.0, 0.1), None, None),
     "unforeseen, because a node was lost": (
         {0: said("cause", ago=6.0)},
@@ -65,23 +89,23 @@ CASES: dict[str, tuple[dict[int, Report], dict[int, float], int | None, End | No
         End(why="vanished", node=1),
     ),
     "the user's error needs no such doubt": (
-        {0: said("cause", code=64)},
+        {0: said("cause", "UserError")},
         heard(3.0, 0.1),
         None,
-        End(why="failed", node=0, message="it broke"),
+        failed(0, "UserError"),
     ),
     "stopped, and some ranks lost those that had stopped": (
-        {0: said("lost"), 1: said("stopped", code=75)},
+        {0: said("lost"), 1: said("stopped", "TryAgain")},
         heard(0.1, 0.1),
         1,
         End(why="stopped", node=1),
     ),
     "asked to stop and still saving": ({}, heard(0.1, 0.1), 1, None),
     "bad data while stopping": (
-        {0: said("cause", code=65, message="row 7"), 1: said("stopped", code=75)},
+        {0: said("cause", "BadData", message="row 7"), 1: said("stopped", "TryAgain")},
         heard(0.1, 0.1),
         1,
-        End(why="failed", node=0, message="row 7"),
+        failed(0, "BadData", message="row 7"),
     ),
 }
 
@@ -175,8 +199,22 @@ def test_a_node_that_does_not_come(trio: list[Nodes]) -> None:
     assert all(isinstance(error, TryAgainError) for error in [*present, *alone])
 
 
-def test_the_cause_keeps_its_error_and_the_others_name_it(trio: list[Nodes]) -> None:
-    own = [LostPeerError("rank 0 lost a peer"), ComdError("something odd"), BadDataError("row 7 is no image")]
+@pytest.mark.parametrize(
+    ("cause", "exit_class", "code"),
+    [
+        (UserError("no key"), "UserError", 64),
+        (BadDataError("row 7 is no image"), "BadData", 65),
+        (TryAgainError("the store is away"), "TryAgain", 75),
+        (ComdError("loss is nan"), "Failed", 1),
+        (KilledError("rank 5 was killed"), "OutOfMemory", 1),
+        (ComdError("out of GPU memory; use more GPUs"), "OutOfMemory", 1),
+    ],
+    ids=["user", "data", "again", "crash", "killed", "GPU memory"],
+)
+def test_the_cause_keeps_its_error_and_the_others_name_it_and_end_alike(
+    trio: list[Nodes], cause: ComdError, exit_class: ExitClass, code: int
+) -> None:
+    own = [LostPeerError("rank 0 lost a peer"), LostPeerError("rank 1 lost a peer"), cause]
 
     def play(node: Nodes) -> object:
         begin(node)
@@ -185,10 +223,12 @@ def test_the_cause_keeps_its_error_and_the_others_name_it(trio: list[Nodes]) -> 
         return node.settle(own[node.rank])
 
     first, second, third = at_once(trio, play)
-    assert third is own[2]
+    assert third is cause
     for error in (first, second):
         assert isinstance(error, ElsewhereError)
-        assert str(error) == "node 2 of 3 (counted from 0) ended the stage: row 7 is no image"
+        assert str(error) == f"node 2 of 3 (counted from 0) ended the stage: {cause}"
+        found, _ = describe_error(error)
+        assert (found, exit_class_of(found, error)) == (code, exit_class)
     assert all(node.over() for node in trio)
 
 
@@ -255,5 +295,6 @@ def test_a_silent_node(trio: list[Nodes], monkeypatch: pytest.MonkeyPatch) -> No
     first, second, _ = at_once(trio, play)
     assert isinstance(first, ElsewhereError)
     assert isinstance(second, ElsewhereError)
+    assert first.exit_class == second.exit_class == "TryAgain", "a machine that has gone costs no retry"
     assert str(first) == str(second)
     assert str(first).startswith("node 2 of 3 (counted from 0) does not answer any more")

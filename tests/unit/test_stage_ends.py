@@ -14,12 +14,11 @@ from comd_api.stage import MAX_TERMINATION_MESSAGE, StageResult
 from comd_api.status import ArtifactRef, Counts, ExitClass, GroupScore, PhaseTime, Score
 from comd_trainer.cli import main, node_rank_of
 from comd_trainer.context import PreemptedError
-from comd_trainer.launcher import KilledError, LostPeerError, _error_of
+from comd_trainer.launcher import KilledError, LostPeerError, _error_of, exit_class_of
 from comd_trainer.preflight import check_unchanged, take_fingerprints
 from comd_trainer.preflight import named_sources as sources_of
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import open_store
-from comd_trainer.supervisor import exit_class_of
 from comd_trainer.worker import PhaseJob, describe_error, kind_of, read_errors
 
 PHASES: Any = ("teach", "tune", "answer", "assess", "augment", "evaluate")

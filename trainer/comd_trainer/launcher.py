@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from comd_api.exit_codes import BadDataError, ComdError, ExitCode, TryAgainError, UserError
+from comd_api.status import ExitClass
 from comd_trainer.context import PreemptedError
-from comd_trainer.worker import PhaseJob, kind_of, read_errors, run_rank
+from comd_trainer.worker import OUT_OF_MEMORY, PhaseJob, kind_of, read_errors, run_rank
 
 log = logging.getLogger(__name__)
 
@@ -194,3 +195,31 @@ class KilledError(ComdError):
 
 class LostPeerError(ComdError):
     """No rank of this node says more than that another one had gone."""
+
+
+class ElsewhereError(ComdError):
+    """Another node is the reason why this one ended. It ends as that one does: which of their pods the operator hears of first must not
+    decide whether an attempt costs a retry."""
+
+    def __init__(self, message: str, *, exit_class: ExitClass) -> None:
+        super().__init__(message)
+        self.exit_class = exit_class
+        self.exit_code = next((code for code, name in _CLASSES.items() if name == exit_class), ExitCode.FAILED)
+
+
+_CLASSES: dict[ExitCode, ExitClass] = {
+    ExitCode.DONE: "Done",
+    ExitCode.USER_ERROR: "UserError",
+    ExitCode.BAD_DATA: "BadData",
+    ExitCode.TRY_AGAIN: "TryAgain",
+    ExitCode.FAILED: "Failed",
+}
+
+
+def exit_class_of(code: ExitCode, error: BaseException) -> ExitClass:
+    """What the operator calls an end with this code, which has no room for memory that ran out."""
+    if isinstance(error, ElsewhereError):
+        return error.exit_class
+    if isinstance(error, KilledError | MemoryError) or str(error).startswith(OUT_OF_MEMORY):
+        return "OutOfMemory"
+    return _CLASSES[code]

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
-from comd_api.exit_codes import BadDataError, ComdError, ExitCode, TryAgainError, UserError
+from comd_api.exit_codes import BadDataError, ComdError, TryAgainError, UserError
+from comd_api.status import ExitClass
 from comd_trainer.context import PreemptedError
-from comd_trainer.launcher import LostPeerError
+from comd_trainer.launcher import ElsewhereError, LostPeerError, exit_class_of
 from comd_trainer.worker import Kind, describe_error
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,15 @@ GOODBYE_SECONDS = 30.0
 """How long node 0, whose store all read, stays for those that don't know of the end yet."""
 STOPPED_SECONDS = 5.0
 """What a node that was asked to stop still waits for others."""
+FORESEEN: tuple[ExitClass, ...] = ("UserError", "BadData", "TryAgain")
+"""Ends that no lost node brings about, the first to be told first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """How the stage ended on one node."""
 
-    code: int
+    exit_class: ExitClass
     message: str
     kind: Kind
 
@@ -58,16 +61,14 @@ class End:
     node: int = 0
     """Whose doing it was."""
     message: str = ""
+    exit_class: ExitClass = "TryAgain"
+    """How that node ended. All end alike."""
 
 
 class Report(NamedTuple):
     failure: Failure
     arrived: float
     """When node 0 read it, by its monotonic clock: clocks of different nodes are not compared."""
-
-
-class ElsewhereError(TryAgainError):
-    """Another node is the reason why this one ended."""
 
 
 class Nodes:
@@ -153,7 +154,8 @@ class Nodes:
         with self._lock:
             said = self._board["failure"]
             if said is None or said["kind"] != "cause":
-                self._board["failure"] = asdict(Failure(code=int(code), message=message[:512], kind=kind))
+                failure = Failure(exit_class=exit_class_of(code, error), message=message[:512], kind=kind)
+                self._board["failure"] = asdict(failure)
         self._wake.set()
 
     def settle(self, error: Exception) -> Exception:
@@ -214,10 +216,11 @@ class Nodes:
                 f"stopped by request to {which}; what was finished is kept and the next attempt goes on from there"
             )
         if end.why == "vanished":
-            return ElsewhereError(
+            sentence = (
                 f"{which} {end.message or 'does not answer any more'}; the next attempt goes on from what was finished"
             )
-        return ElsewhereError(f"{which} ended the stage: {end.message}")
+            return ElsewhereError(sentence, exit_class="TryAgain")
+        return ElsewhereError(f"{which} ended the stage: {end.message}", exit_class=end.exit_class)
 
     def _end(self) -> End | None:
         """Node 0's verdict; or that there is no node 0 any more."""
@@ -351,25 +354,28 @@ def judge(
     silence = SUSPICION_SECONDS if reports else SILENCE_SECONDS
     lost = sorted(rank for rank, last in heard.items() if now - last > silence)
     settled = any(now - report.arrived >= SETTLE_SECONDS for report in reports.values())
-    codes = [ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN, ExitCode.FAILED]
     causes = sorted(
-        (codes.index(ExitCode(failure.code)), arrived, rank)
+        (FORESEEN.index(failure.exit_class) if failure.exit_class in FORESEEN else len(FORESEEN), arrived, rank)
         for rank, (failure, arrived) in reports.items()
         if failure.kind == "cause"
     )
     if causes and settled:
         _, arrived, rank = causes[0]
         failure = reports[rank].failure
-        if failure.code != ExitCode.FAILED or all(last > arrived for last in heard.values()):
-            return End(why="failed", node=rank, message=failure.message)
+        if failure.exit_class in FORESEEN or all(last > arrived for last in heard.values()):
+            return _failed(rank, failure)
     if lost:
         return End(why="vanished", node=lost[0])
     if stopped_by is not None and settled and not causes:
         return End(why="stopped", node=stopped_by)
     oldest = min(((arrived, rank) for rank, (_, arrived) in reports.items()), default=None)
     if oldest is not None and now - oldest[0] > SILENCE_SECONDS + SETTLE_SECONDS:
-        return End(why="failed", node=oldest[1], message=reports[oldest[1]].failure.message)
+        return _failed(oldest[1], reports[oldest[1]].failure)
     return None
+
+
+def _failed(node: int, failure: Failure) -> End:
+    return End(why="failed", node=node, message=failure.message, exit_class=failure.exit_class)
 
 
 def _key(rank: int) -> str:

@@ -25,7 +25,7 @@ from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref, publ
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store, open_store
-from comd_trainer.worker import OUT_OF_MEMORY, PhaseJob, describe_error
+from comd_trainer.worker import PhaseJob, describe_error
 
 if TYPE_CHECKING:
     from comd_trainer.nodes import Nodes
@@ -80,7 +80,7 @@ class Supervisor:
                 log.error("the stage failed", exc_info=error)
             else:
                 log.error("%s", message)
-            result = self._result(exit_class_of(code, error), message=message)
+            result = self._result(launcher.exit_class_of(code, error), message=message)
         finally:
             self.server.close()
             if self.nodes is not None:
@@ -300,17 +300,3 @@ class Supervisor:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         log.warning("got %s: asking phase %s to save and stop", signal.Signals(number).name, self.current)
         self.stop.set()
-
-
-def exit_class_of(code: ExitCode, error: BaseException) -> ExitClass:
-    """What the operator calls an end with this code."""
-    if isinstance(error, (launcher.KilledError, MemoryError)) or str(error).startswith(OUT_OF_MEMORY):
-        return "OutOfMemory"
-    classes: dict[ExitCode, ExitClass] = {
-        ExitCode.DONE: "Done",
-        ExitCode.USER_ERROR: "UserError",
-        ExitCode.BAD_DATA: "BadData",
-        ExitCode.TRY_AGAIN: "TryAgain",
-        ExitCode.FAILED: "Failed",
-    }
-    return classes[code]

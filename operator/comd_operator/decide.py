@@ -96,7 +96,8 @@ def interrupt(run: DistillationRun, now: datetime, *, message: str) -> RunStatus
 def _keep_ended(run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime) -> Decision:
     """Terminal is sticky: nothing is created, what still runs is removed, a changed spec is only acknowledged."""
     rest = cleanup.after_the_end(run.spec, status, children, now)
-    status = _stamp(run, status, now)
+    if status.observed_generation != run.metadata.generation:
+        status = _stamp(run, status, now)  # else its words stay, also when a later version has others
     return Decision(status=status, ahead=status, delete=rest.delete, requeue_after=rest.seconds_left)
 
 

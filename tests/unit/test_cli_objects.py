@@ -129,7 +129,7 @@ def test_as_yaml(changes: dict[str, Any], by_flag: bool, tmp_path: Path, capsys:
 
 def test_options_stand_for_the_operator_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = file_of(tmp_path, storage=None, trainer__image=None)
-    assert main(["plan", file, "--kubernetes", "--trainer-image", "other:2", "--storage", "s3://shared/y"]) == 0
+    assert main(["plan", file, "--kubernetes", "--trainer-image", "other:2", "--storage-uri", "s3://shared/y"]) == 0
     found = list(yaml.safe_load_all(capsys.readouterr().out))
     filled = fill(
         run_of(storage=None, trainer__image=None), ClusterDefaults(trainer_image="other:2", storage_uri="s3://shared/y")
@@ -144,7 +144,7 @@ def test_options_stand_for_the_operator_s(tmp_path: Path, capsys: pytest.Capture
         ({"trainer__image": None}, [], "spec.trainer.image is not set"),
         ({"storage": None}, [], "spec.storage is not set"),
         ({"storage": {"uri": "file:///x"}}, [], "is a folder of the pod itself"),
-        ({"storage": None}, ["--storage", "runs"], "--storage: 'runs' is not s3://bucket/prefix"),
+        ({"storage": None}, ["--storage-uri", "runs"], "--storage-uri: 'runs' is not s3://bucket/prefix"),
         ({"managedBy": "example.com/other"}, [], "spec.managedBy is example.com/other"),
     ],
 )

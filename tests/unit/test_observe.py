@@ -286,11 +286,13 @@ NO_PODS = Wait(reason="FailedCreate", message="exceeded quota: gpus", stuck=True
         ([], 10, "Queued"),
         ([], 299, "Queued"),
         ([], 300, "Failed"),
-        ([waiting_pod("ContainerCreating")], 300, "Running"),
+        ([waiting_pod("ContainerCreating")], 10, "Queued"),
+        ([waiting_pod("ContainerCreating")], 300, "Failed"),
+        ([running_pod()], 300, "Running"),
         ([running_pod(owner="another-job")], 10, "Queued"),
     ],
 )
-def test_a_job_whose_pods_can_not_be_made(pods: list[PodRecord], after: float, state: str) -> None:
+def test_a_job_whose_pods_can_not_be_made_or_started(pods: list[PodRecord], after: float, state: str) -> None:
     child = seen(job(), *pods, wait=NO_PODS, after=after)
     assert child.state == state
     if state == "Queued":
@@ -311,7 +313,8 @@ def test_a_job_whose_pods_can_not_be_made(pods: list[PodRecord], after: float, s
         (job(), [homeless_pod(TOO_LARGE, since=100)], None, 400, None),
         (job(), [running_pod(deleting=120)], None, 120 + LOST_SECONDS, None),
         (job(), [], NO_PODS, 110, 190),
-        (job(), [waiting_pod("ContainerCreating")], NO_PODS, 110, None),
+        (job(), [waiting_pod("ContainerCreating")], NO_PODS, 110, 190),
+        (job(), [running_pod()], NO_PODS, 110, None),
         (job(nodes=2), [running_pod(), running_pod(index=1, deleting=120)], None, 110, 10 + LOST_SECONDS),
         (job(nodes=2), [running_pod(deleting=130), running_pod(index=1, deleting=120)], None, 130, LOST_SECONDS - 10),
         (job(), [running_pod(deleting=60)], None, 110, None),

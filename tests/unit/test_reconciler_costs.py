@@ -25,9 +25,9 @@ def test_those_of_a_job_that_was_started_without_pods_are() -> None:
     site = Site()
     site.api.answers["GET", "/api/v1/namespaces/team/events"] = {"items": []}
     site.tell(site.stores.jobs, {**site.job, "status": {"startTime": at(0)}})
-    assert site.look(1) == 2
+    assert site.look(1) == 1
     assert asked(site) == []
-    site.look(2)
+    site.look(1)
     assert asked(site) == ["/api/v1/namespaces/team/events"]
     assert site.api.told("GET")[0].body["fieldSelector"] == f"involvedObject.uid={JOB_UID}"
 

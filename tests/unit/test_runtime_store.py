@@ -273,3 +273,18 @@ def test_one_object_that_cannot_be_read_is_left_out_and_the_others_are_not(caplo
     del worse["owner"]
     assert store.put(worse) == {"x"}
     assert {record.name for record in store} == {"b"}
+
+
+def test_a_list_that_the_watch_has_overtaken_changes_nothing() -> None:
+    """As of a standby that takes over: it lists beside its watch, and pages take their time."""
+    store = make_store()
+    store.replace([thing("a", 90), thing("gone", 91, uid="v")], resource_version="95")
+    listing = store.listing()
+    listing.add([thing("a", 90), thing("gone", 91, uid="v")])
+    store.put(thing("a", 103))
+    store.discard(thing("gone", 104, uid="v"))
+    store.put(thing("new", 105, uid="w"))
+    store.advance(105)
+    assert listing.finish("100") == set()
+    assert sorted((record.name, record.version) for record in store) == [("a", 103), ("new", 105)]
+    assert store.put(thing("gone", 91, uid="v")) == set(), "what is old stays old"

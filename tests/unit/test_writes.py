@@ -154,7 +154,7 @@ def test_the_service_is_made_once_and_then_found() -> None:
         ({("GET", SERVICE): refusal(404), ("POST", SERVICES): refusal(404)}, GoneError),
         ({("GET", SERVICE): refusal(404), ("POST", SERVICES): refusal(403, "Forbidden", NO_RIGHT)}, ObstacleError),
         ({("GET", SERVICE): refusal(500)}, ApiError),
-        ({("GET", SERVICE): refusal(403, "Forbidden", NO_RIGHT)}, ApiError),
+        ({("GET", SERVICE): refusal(403, "Forbidden", NO_RIGHT)}, ObstacleError),
     ],
 )
 def test_a_service_that_can_not_be_had(answers: dict[tuple[str, str], Any], kind: type) -> None:
@@ -186,7 +186,7 @@ def test_a_job_that_is_gone_is_deleted(status: int, fails: bool) -> None:
 
 def write(answers: dict[tuple[str, str], Any]) -> tuple[Any, FakeApi]:
     status = RunStatus(phase="Running", observed_generation=2)
-    return do(answers, lambda writer: writer.write_status(RUN, status, resource_version="41"))
+    return do(answers, lambda writer: writer.write_status(RUN.metadata, status, resource_version="41"))
 
 
 def test_the_status_is_written_whole_in_one_write_and_nothing_else() -> None:
@@ -208,7 +208,7 @@ def test_a_status_that_is_not_taken(status: int, kind: type) -> None:
 
 def tell(answers: dict[tuple[str, str], Any], text: str = "round-1", *, seconds: float = 0) -> tuple[Any, FakeApi]:
     event = Event(type="Normal", reason="StageSucceeded", message=text)
-    return do(answers, lambda writer: writer.tell(RUN, event, now=now(seconds)))
+    return do(answers, lambda writer: writer.tell(RUN.metadata, event, now=now(seconds)))
 
 
 def test_an_event() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from comd_api.exit_codes import ComdError, ExitCode
-from comd_operator.cli.operator import add_options, operator_command
+from comd_operator.cli.operator import FILLED_IN, add_options, operator_command, operator_options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,14 +69,9 @@ def parser() -> argparse.ArgumentParser:
     _add_file(plan)
     plan.add_argument("--kubernetes", action="store_true", help="every object that the operator would create, as YAML")
     plan.add_argument(
-        "--trainer-image", metavar="IMAGE", help="with --kubernetes: as of `operator`, for a manifest that names none"
+        "--storage", metavar="URI", help="as of `run`; rows are counted where the files are on this machine"
     )
-    plan.add_argument(
-        "--storage",
-        metavar="URI",
-        help="as of `run`; rows are counted where the files are on this machine. With --kubernetes as --storage-uri of `operator`, for "
-        "a manifest that names none",
-    )
+    add_options(plan.add_argument_group("with --kubernetes, as of the operator"), FILLED_IN)
 
     validate = commands.add_parser("validate", help="check manifests as the API server would")
     validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
@@ -119,9 +114,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             if arguments.kubernetes:
                 from comd_operator.cli.objects import objects_command
 
-                return objects_command(
-                    _file_of(arguments), trainer_image=arguments.trainer_image, storage=arguments.storage
-                )
+                return objects_command(_file_of(arguments), operator_options(arguments))
             return plan_command(_file_of(arguments), storage=arguments.storage)
         case "operator":
             return operator_command(arguments)

@@ -1,21 +1,20 @@
 """`comd plan --kubernetes`: the objects that the operator would create, made by the same brain and the same planner. Every stage
 is imagined to end well; what only the stages themselves can know (where an artifact will lie, its digest) stands in words."""
 
-import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from comd_api.base import FORMS, STORE_FORM
 from comd_api.exit_codes import ExitCode, UserError
 from comd_api.run import DistillationRun
 from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef
 from comd_operator.decide import decide
-from comd_operator.planner import ClusterDefaults, fill, job_manifest, labels, num_nodes, problem, service, stage_config
+from comd_operator.planner import fill, job_manifest, labels, num_nodes, problem, service, stage_config
 from comd_operator.policies.children import Child
+from comd_operator.shell.options import Options
 from comd_operator.validation import load_run
 from comd_operator.validation.documents import format_document
 
@@ -24,11 +23,9 @@ NO_DIGEST = "sha256:" + "0" * 64
 _MADE_BY = {"preflight": "preflight", "pretrain": "student", "tune": "student", "augment": "pools"}
 
 
-def objects_command(file: Path, *, trainer_image: str | None, storage: str | None) -> int:
-    """trainer_image, storage: as of the operator, for a run that names none."""
-    if storage is not None and not re.fullmatch(STORE_FORM, storage):
-        raise UserError(f"--storage: {storage!r} is not {FORMS[STORE_FORM]}")
-    run = fill(load_run(file), ClusterDefaults(trainer_image=trainer_image, storage_uri=storage))
+def objects_command(file: Path, options: Options) -> int:
+    """options: the operator's, which fill in what the run leaves out."""
+    run = fill(load_run(file), options.defaults)
     words = problem(run)
     if words is None and run.spec.managed_by not in (None, labels.MANAGER):
         words = (

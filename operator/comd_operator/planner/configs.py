@@ -30,6 +30,21 @@ def stage_config(run: DistillationRun, job: JobPlan) -> StageConfig:
     )
 
 
+def moved_storage(run: DistillationRun) -> str | None:
+    """Why a run that was begun can't go on, when its artifacts lie elsewhere now: the operator's default was changed, or a store of its
+    own that the run leaves out. One sentence; None when all is well."""
+    assert run.spec.storage is not None, "storage is known before anything is planned"
+    here = run.spec.storage.uri.rstrip("/") + "/"
+    begun = [ref.uri for stage in (run.status or RunStatus()).stages for ref in stage.artifacts]
+    elsewhere = next((uri for uri in begun if not uri.startswith(here)), None)
+    if elsewhere is None:
+        return None
+    return (
+        f"the run's artifacts lie at {elsewhere}, but its storage is now {run.spec.storage.uri}; "
+        "start the operator with the --storage-uri that the run was begun with"
+    )
+
+
 def inputs_of(status: RunStatus, stage: str) -> list[ArtifactRef]:
     """The newest `preflight`, `student` and `pools` that stages before this one have made."""
     earlier: list[StageStatus] = []

@@ -47,6 +47,11 @@ class Child:
     deleting: bool = False
     """On its way out."""
 
+    @classmethod
+    def of_pod(cls, name: str, *, uid: str) -> "Child":
+        """A pod that outlives its Job, on its way out: nothing is begun beside it."""
+        return cls(name=name, stage="", attempt=0, state="Running", uid=uid, deleting=True)
+
     @property
     def live(self) -> bool:
         """Whether pods of it may run or hold resources."""

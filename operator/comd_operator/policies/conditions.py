@@ -55,6 +55,23 @@ def conditions(
     ]
 
 
+def refused(status: RunStatus, generation: int, *, message: str, now: datetime) -> RunStatus:
+    """The status of a run whose spec can't be read, and of which nothing was begun."""
+    entries = [
+        _condition(
+            kind,
+            status="True" if kind == "Stalled" else "False",
+            reason="InvalidSpec",
+            message=message[:MAX_MESSAGE],
+            before=status.conditions,
+            generation=generation,
+            now=now,
+        )
+        for kind in TYPES
+    ]
+    return status.replace(phase="Stalled", observed_generation=generation, conditions=entries)
+
+
 def _condition(
     kind: str,
     *,

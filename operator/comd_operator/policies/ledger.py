@@ -12,6 +12,11 @@ def current(status: RunStatus) -> StageStatus | None:
     return last if last is not None and last.phase != "Succeeded" else None
 
 
+def newest(status: RunStatus) -> StageStatus | None:
+    """The last stage that was begun, done or not."""
+    return status.stages[-1] if status.stages else None
+
+
 def in_flight(stage: StageStatus | None) -> bool:
     """Whether the ledger says that a Job of the stage was made and has not been seen to end: it runs, or waits in the queue."""
     return stage is not None and (stage.attempt_start_time is not None or stage.queued_since is not None)

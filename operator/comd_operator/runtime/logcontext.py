@@ -10,15 +10,19 @@ _about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # no
 
 
 @contextmanager
-def about(*, run: str, namespace: str, stage: StageStatus | None) -> Iterator[None]:
-    fields: dict[str, str | int] = {"run": run, "namespace": namespace}
-    if stage is not None:
-        fields |= {"stage": stage.name, "attempt": stage.attempt}
-    token = _about.set(fields)
+def about(*, run: str, namespace: str, stage: StageStatus | None = None) -> Iterator[None]:
+    token = _about.set({"run": run, "namespace": namespace})
+    at(stage)
     try:
         yield
     finally:
         _about.reset(token)
+
+
+def at(stage: StageStatus | None) -> None:
+    """From now on, within `about`."""
+    if stage is not None:
+        _about.set({**_about.get(), "stage": stage.name, "attempt": stage.attempt})
 
 
 def fields() -> dict[str, str | int]:

@@ -95,6 +95,20 @@ def observe(
     return _starting(child, job, own, wait=wait, patience=patience, now=now) or replace(child, progress=progress)
 
 
+def left_behind(pods: Sequence[PodRecord], jobs: Sequence[JobRecord], *, now: datetime) -> list[PodRecord]:
+    """Pods whose Job is gone, and that still run: whoever deletes a Job without waiting leaves them to save and to end."""
+    known = {job.uid for job in jobs}
+    return [
+        pod
+        for pod in pods
+        if pod.job_uid not in known
+        and pod.started
+        and pod.exit_code is None
+        and pod.phase not in ("Succeeded", "Failed")
+        and not _is_lost(pod, now)
+    ]
+
+
 def next_look(
     job: JobRecord, pods: Sequence[PodRecord], *, wait: Wait | None, patience: Patience, now: datetime
 ) -> float | None:
@@ -243,7 +257,8 @@ def _held(job: JobRecord, pods: Sequence[PodRecord], *, wait: Wait | None) -> tu
         if pod.unschedulable is not None:
             words = Wait(reason="Unschedulable", message=pod.unschedulable, stuck=no_node_could(pod.unschedulable))
             return words, pod.unschedulable_since or job.created
-    return (wait, job.created) if wait is not None and not pods else None
+    nothing_runs = not any(pod.started for pod in pods)
+    return (wait, job.created) if wait is not None and nothing_runs else None
 
 
 def _is_unstartable(pod: PodRecord) -> bool:

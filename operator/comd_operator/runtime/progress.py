@@ -3,8 +3,9 @@ is a load on the API server that tells nobody more."""
 
 import asyncio
 import contextlib
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import aiohttp
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 3.0
 AT_ONCE = 16
+MOST_BYTES = 65_536
 
 
 @dataclass
@@ -57,6 +59,12 @@ class Progress:
     def forget(self, job_uid: str) -> None:
         self._followed.pop(job_uid, None)
 
+    def keep_only(self, job_uids: Collection[str], *, run_uid: str) -> None:
+        """Of a run's Jobs those that are still there: the address of one that vanished may be another's soon."""
+        gone = [uid for uid, entry in self._followed.items() if entry.run_uid == run_uid and uid not in job_uids]
+        for uid in gone:
+            del self._followed[uid]
+
     async def run(self) -> None:
         """Until it is cancelled."""
         limit = asyncio.Semaphore(AT_ONCE)
@@ -77,8 +85,10 @@ class Progress:
         host = f"[{entry.ip}]" if ":" in entry.ip else entry.ip
         async with limit:
             try:
-                async with session.get(f"http://{host}:{self._port}/progress") as answer:
-                    said = Said.model_validate(await answer.json())
+                # A redirect would send us wherever a container likes, and its answer could have any length.
+                url = f"http://{host}:{self._port}/progress"
+                async with session.get(url, allow_redirects=False) as answer:
+                    said = Said.model_validate(json.loads(await answer.content.read(MOST_BYTES)))
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError, ValidationError) as error:
                 log.debug("no progress from %s: %s", entry.ip, error)
                 return

@@ -1,25 +1,29 @@
 """observe → decide → act, for one run at a time."""
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from comd_api.run import DistillationRun
+from comd_api.run import DistillationRun, ObjectMeta
 from comd_api.status import RunStatus, StageStatus
 from comd_operator.decide import Decision, decide
 from comd_operator.planner import ClusterDefaults, JobPlan, fill, job_manifest, labels, num_nodes, problem, stage_config
+from comd_operator.planner.configs import moved_storage
 from comd_operator.policies import ledger
 from comd_operator.policies.children import Child
+from comd_operator.policies.conditions import refused
+from comd_operator.policies.events import Event
 from comd_operator.policies.hold import Obstacle
-from comd_operator.runtime.api import ApiError
-from comd_operator.runtime.logcontext import about
+from comd_operator.policies.queue import Wait
+from comd_operator.runtime.logcontext import at
 from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.observe import Patience, next_look, observe
+from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, read_job
 from comd_operator.runtime.second_look import SecondLook, ends_are_told
@@ -31,6 +35,9 @@ log = logging.getLogger(__name__)
 
 PODLESS_SECONDS = 2.0
 """A Job without pods for so long is asked why."""
+STARTING_SECONDS = 20.0
+"""So is a pod that has a node and does not start on it: what it mounts may not be there."""
+_BEFORE_IT_STARTS = ("", "ContainerCreating", "PodInitializing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +87,25 @@ class Reconciler:
         if record is None or record.deleting is not None:
             self._forget(uid)
             return None
-        run = parse(record)
-        if run is None or run.spec.managed_by not in (None, labels.MANAGER):
+        try:
+            run = parse(record)
+        except UnreadableError as error:
+            await self._refuse(record, error)
+            return None
+        if run.spec.managed_by not in (None, labels.MANAGER):
             self._forget(uid)
             return None
-        stage = ledger.current(run.status or RunStatus())
-        with about(run=run.metadata.name, namespace=run.metadata.namespace, stage=stage):
-            try:
-                return await self._step(run, record)
-            except GoneError:
-                self._forget(uid)
-                return None
+        try:
+            return await self._step(run, record)
+        except GoneError:
+            self._forget(uid)
+            return None
 
     async def _step(self, run: DistillationRun, record: RunRecord) -> float | None:
         children, look = await self._children(run)
         obstacle = self._obstacle(run)
         decision = decide(run, children, self.now(), obstacle=obstacle)
+        at(ledger.newest(decision.status))
         try:
             for job in decision.create:
                 made = await self._create(run, job, decision)
@@ -104,6 +114,8 @@ class Reconciler:
             self._block(run, error.obstacle)
             decision = decide(run, children, self.now(), obstacle=error.obstacle)
         await self._write_status(run, record, decision)
+        if decision.event is not None:  # Before what may fail: what was written once is never told again.
+            await self._tell(run.metadata, decision.event)
         for child in children:
             if child.name in decision.delete and (not child.deleting or child.lost):
                 self.check_leading()
@@ -111,10 +123,6 @@ class Reconciler:
                 going = await self.writer.delete_job(child, namespace=run.metadata.namespace)
                 if going is not None:
                     self.stores.jobs.put(going)  # else it is deleted again before the watch has told
-        if decision.event is not None:
-            log.info("%s: %s", decision.event.reason, decision.event.message)
-            self.metrics.events.labels(reason=decision.event.reason).inc()
-            await self.writer.tell(run, decision.event, now=self.now())
         return min((seconds for seconds in (decision.requeue_after, look) if seconds is not None), default=None)
 
     async def _children(self, run: DistillationRun) -> tuple[list[Child], float | None]:
@@ -124,20 +132,14 @@ class Reconciler:
         if stage is not None and ledger.in_flight(stage):
             await self._look_twice(run, stage)
         pods, now = self.stores.pods.of(run.metadata.uid), self.now()
-        children: list[Child] = []
-        looks: list[float] = []
-        for job in self.stores.jobs.of(run.metadata.uid):
+        jobs = self.stores.jobs.of(run.metadata.uid)
+        self.progress.keep_only({job.uid for job in jobs}, run_uid=run.metadata.uid)
+        children = [Child.of_pod(pod.name, uid=pod.uid) for pod in left_behind(pods, jobs, now=now)]
+        looks = [LOST_SECONDS] if children else []
+        for job in jobs:
             own = [pod for pod in pods if pod.job_uid == job.uid]
-            wait = None
-            podless = not own and (now - job.created).total_seconds()
-            if job.ended is None and job.deleting is None and (job.suspended or (job.started and not own)):
-                if job.suspended or podless >= PODLESS_SECONDS:
-                    wait, pause = await self.words.of(job, clock=self.clock(), now=now)
-                    looks.append(pause)
-                else:
-                    looks.append(PODLESS_SECONDS)
-            else:
-                self.words.forget(job.uid)
+            wait, pause = await self._wait(job, own, now=now)
+            looks += [pause] if pause is not None else []
             text = self.progress.of(job.uid)
             child = observe(job, own, wait=wait, progress=text, patience=self.patience, now=now)
             look = next_look(job, own, wait=wait, patience=self.patience, now=now)
@@ -150,6 +152,23 @@ class Reconciler:
                 self.progress.forget(job.uid)
             children.append(child)
         return children, min(looks, default=None)
+
+    async def _wait(
+        self, job: JobRecord, pods: Sequence[PodRecord], *, now: datetime
+    ) -> tuple[Wait | None, float | None]:
+        """Why nothing of a Job runs, for one of which nothing does, and when that is worth asking again."""
+        silent = job.suspended or (job.started and not any(pod.started for pod in pods))
+        if job.ended is not None or job.deleting is not None or not silent:
+            self.words.forget(job.uid)
+            return None, None
+        age = (now - job.created).total_seconds()
+        patience = 0.0 if job.suspended else STARTING_SECONDS if pods else PODLESS_SECONDS
+        if age < patience:
+            return None, patience - age
+        placed = next((pod for pod in pods if pod.node is not None and pod.waiting_reason in _BEFORE_IT_STARTS), None)
+        if pods and placed is None and not job.suspended:
+            return None, None  # What the scheduler or the kubelet says of it stands in the pod itself.
+        return await self.words.of(job, None if job.suspended else placed, clock=self.clock(), now=now)
 
     async def _look_twice(self, run: DistillationRun, stage: StageStatus) -> None:
         """At what the watches have yet to tell of the Job in flight."""
@@ -186,11 +205,13 @@ class Reconciler:
         uid, generation = str(run.metadata.uid), run.metadata.generation
         known = self._problems.get(uid)
         if known is None or known[0] != generation:
-            known = self._problems[uid] = (generation, problem(fill(run, self.defaults)))
+            filled = fill(run, self.defaults)
+            known = self._problems[uid] = (generation, problem(filled) or moved_storage(filled))
         return known[1]
 
     def _block(self, run: DistillationRun, obstacle: Obstacle) -> None:
-        until = self.clock() + (obstacle.seconds if obstacle.seconds is not None else float("inf"))
+        assert obstacle.seconds is not None, "what the API server refused may be taken later"
+        until = self.clock() + obstacle.seconds
         self._blocked[str(run.metadata.uid)] = _Blocked(obstacle, run.metadata.generation, until)
 
     async def _create(self, run: DistillationRun, job: JobPlan, decision: Decision) -> dict[str, Any]:
@@ -210,9 +231,29 @@ class Reconciler:
         if decision.status == run.status:
             return
         self.check_leading()
-        written = await self.writer.write_status(run, decision.status, resource_version=record.resource_version)
+        written = await self.writer.write_status(
+            run.metadata, decision.status, resource_version=record.resource_version
+        )
         self.stores.runs.put(written)
         measure(self.metrics, run.status or RunStatus(), decision.status)
+
+    async def _refuse(self, record: RunRecord, error: "UnreadableError") -> None:
+        """A spec that its schema takes and we can't read: a form that a schema has no words for, such as that of a map's keys."""
+        before = error.status
+        if before is None or before.phase in ("Succeeded", "Failed") or before.stages:
+            return
+        status = refused(before, error.metadata.generation, message=str(error), now=self.now())
+        if status == before:
+            return
+        self.check_leading()
+        written = await self.writer.write_status(error.metadata, status, resource_version=record.resource_version)
+        self.stores.runs.put(written)
+        await self._tell(error.metadata, Event(type="Warning", reason="InvalidSpec", message=str(error)))
+
+    async def _tell(self, metadata: ObjectMeta, event: Event) -> None:
+        log.info("%s: %s", event.reason, event.message)
+        self.metrics.events.labels(reason=event.reason).inc()
+        await self.writer.tell(metadata, event, now=self.now())
 
     def check_leading(self) -> None:
         """Raises NotLeadingError."""
@@ -227,21 +268,26 @@ class Reconciler:
             self.progress.forget(job.uid)
 
 
-def parse(record: RunRecord) -> DistillationRun | None:
-    """The run, or None for one that this version can't read, which it then leaves alone."""
+class UnreadableError(Exception):
+    """status: None when it is the status that can't be read, as one that another version has written: it is then left alone."""
+
+    def __init__(self, message: str, *, metadata: ObjectMeta, status: RunStatus | None) -> None:
+        super().__init__(message)
+        self.metadata, self.status = metadata, status
+
+
+def parse(record: RunRecord) -> DistillationRun:
+    """Raises UnreadableError, with a sentence that names the field."""
     try:
         return DistillationRun.model_validate_json(record.body, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        log.error(
-            "run %s/%s can't be read and is left alone: %s: %s (was it written by another version?)",
-            record.namespace,
-            record.name,
-            place,
-            first["msg"],
-        )
-        return None
-
-
-__all__ = ["ApiError", "NotLeadingError", "Reconciler", "Stores", "parse"]
+        message = f"{'.'.join(map(str, first['loc']))}: {json.dumps(first['input'])[:80]}: {first['msg']}"
+        raw = json.loads(record.body)
+        metadata = ObjectMeta.model_validate(raw["metadata"])
+        try:
+            status: RunStatus | None = RunStatus.model_validate(raw.get("status", {}), by_alias=True, by_name=False)
+        except ValidationError:
+            status = None
+            log.error("is left alone, for its status was written by another version: %s", message)
+        raise UnreadableError(message, metadata=metadata, status=status) from None

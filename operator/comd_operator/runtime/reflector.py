@@ -66,11 +66,14 @@ class Reflector(Generic[T]):
         return self._clock() - self._alive
 
     async def refresh(self) -> None:
-        """Lists now, beside the watch, until that has succeeded."""
+        """Lists now, beside the watch, until that has succeeded. The watch keeps its own place."""
         failures = 0
         while True:
             try:
+                place, due = self._version, self._list_due
                 await self._list()
+                if place is not None:
+                    self._version, self._list_due = place, due
                 return
             except (ApiError, KeyError, TypeError, ValueError, AttributeError) as error:
                 log.warning("list of %s: %s", self._path, error)

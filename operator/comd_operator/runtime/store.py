@@ -83,8 +83,11 @@ class Store(Generic[T]):
         """`replace` page by page, so that the bodies of thousands of objects are never in memory together."""
         return Listing(self, namespace=namespace)
 
-    def _replace(self, listed: dict[Key, _Held[T]], *, version: int, namespace: str | None) -> set[str]:
-        went_back = version < self._passed.get(namespace, 0)
+    def _replace(self, listed: dict[Key, _Held[T]], *, version: int, began: int, namespace: str | None) -> set[str]:
+        """began: how far the watch was when the list was asked for."""
+        if began <= version < self._passed.get(namespace, 0):
+            return set()  # The watch has overtaken the list, and knows better.
+        went_back = version < began
         if went_back:
             log.warning("the API server went back to an earlier state (%d): taking that as it is", version)
         touched: set[str] = set()
@@ -129,6 +132,7 @@ class Listing(Generic[T]):
 
     def __init__(self, store: Store[T], *, namespace: str | None) -> None:
         self._store, self._namespace = store, namespace
+        self._began = store._passed.get(namespace, 0)
         self._listed: dict[Key, _Held[T]] = {}
 
     def add(self, objects: Iterable[dict[str, Any]]) -> None:
@@ -138,7 +142,9 @@ class Listing(Generic[T]):
                 self._listed[_key(obj)] = held
 
     def finish(self, resource_version: str) -> set[str]:
-        return self._store._replace(self._listed, version=int(resource_version), namespace=self._namespace)
+        return self._store._replace(
+            self._listed, version=int(resource_version), began=self._began, namespace=self._namespace
+        )
 
 
 def _key(obj: dict[str, Any]) -> Key:

@@ -11,7 +11,7 @@ from typing import Any
 from comd_api.pods import amount
 from comd_operator.policies.queue import Wait
 from comd_operator.runtime.api import Api, ApiError, namespaced
-from comd_operator.runtime.records import JobRecord
+from comd_operator.runtime.records import JobRecord, PodRecord
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,20 @@ def of_events(events: Sequence[Mapping[str, Any]], *, suspended: bool) -> Wait |
     return Wait(reason=newest["reason"], message=message, stuck=not suspended and not _fits_quota(message))
 
 
+def of_pod_events(events: Sequence[Mapping[str, Any]]) -> Wait | None:
+    """Why a pod that has a node does not start on it. What is not there is mended by nobody but its user; what can't be attached
+    yet may still be on its way from another node."""
+    told = [event for event in events if event.get("reason") in _NOT_STARTED]
+    if not told:
+        return None
+    newest = max(told, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    message = newest.get("message", "")
+    return Wait(reason=newest["reason"], message=message, stuck="not found" in message)
+
+
+_NOT_STARTED = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+
+
 def _fits_quota(message: str) -> bool:
     """Whether pods were refused by a ResourceQuota that they will fit into once others are gone."""
     found = _QUOTA.search(message)
@@ -110,13 +124,15 @@ class Words:
     def forget(self, job_uid: str) -> None:
         self._heard.pop(job_uid, None)
 
-    async def of(self, job: JobRecord, *, clock: float, now: datetime) -> tuple[Wait | None, float]:
-        """The words, and seconds until it is worth asking again. clock: monotonic seconds."""
+    async def of(
+        self, job: JobRecord, pod: PodRecord | None = None, *, clock: float, now: datetime
+    ) -> tuple[Wait | None, float]:
+        """The words, and seconds until it is worth asking again. pod: one that does not start. clock: monotonic seconds."""
         heard = self._heard.get(job.uid)
         if heard is not None and clock - heard.looked < heard.pause:
             return heard.wait, heard.pause - (clock - heard.looked)
         try:
-            wait = await self._ask(job, now=now)
+            wait = await (self._ask(job, now=now) if pod is None else self._ask_of_pod(pod))
         except ApiError as error:
             log.warning("what Job %s waits for can't be asked: %s", job.name, error)
             wait = heard.wait if heard is not None else None
@@ -153,16 +169,23 @@ class Words:
                 if error.status != 403:
                     raise
                 self._workloads_readable = False
+        return of_events(await self._events(job.namespace, job.uid), suspended=job.suspended)
+
+    async def _ask_of_pod(self, pod: PodRecord) -> Wait | None:
+        return of_pod_events(await self._events(pod.namespace, pod.uid))
+
+    async def _events(self, namespace: str, uid: str) -> list[Mapping[str, Any]]:
+        """Of an object; none where they may not be read."""
         try:
             listed = await self._api.get(
-                namespaced("v1", "events", job.namespace),
-                params={"fieldSelector": f"involvedObject.uid={job.uid}", "limit": "50"},
+                namespaced("v1", "events", namespace), params={"fieldSelector": f"involvedObject.uid={uid}"}
             )
         except ApiError as error:
             if error.status == 403:
-                return None
+                return []
             raise
-        return of_events(listed["items"], suspended=job.suspended)
+        items: list[Mapping[str, Any]] = listed["items"]
+        return items
 
     async def _workload(self, job: JobRecord) -> Mapping[str, Any] | None:
         if self._workloads_version is None:

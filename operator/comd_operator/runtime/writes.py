@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from comd_api import API_VERSION
-from comd_api.run import DistillationRun
+from comd_api.run import DistillationRun, ObjectMeta
 from comd_api.status import RunStatus
 from comd_operator.planner import labels
 from comd_operator.planner.manifests import service
@@ -54,14 +54,17 @@ class Writer:
     async def ensure_service(self, run: DistillationRun) -> None:
         """The Service that gives the pods of a run their names. Errors as `create_job`."""
         manifest = service(run)
-        path = namespaced("v1", "services", run.metadata.namespace)
+        path, name = namespaced("v1", "services", run.metadata.namespace), manifest["metadata"]["name"]
         try:
-            found = await self._api.get(f"{path}/{manifest['metadata']['name']}")
+            found = await self._api.get(f"{path}/{name}")
         except ApiError as error:
-            if error.status != 404:
+            if error.status == 404:
+                await self._create(run, manifest, path, what="Service")
+                return
+            obstacle = _obstacle(error, what=f"Service {name}")
+            if obstacle is None:
                 raise
-            await self._create(run, manifest, path, what="Service")
-            return
+            raise ObstacleError(obstacle) from error
         _must_be_ours(run, found, what="Service")
 
     async def _create(self, run: DistillationRun, manifest: dict[str, Any], path: str, *, what: str) -> dict[str, Any]:
@@ -102,11 +105,9 @@ class Writer:
             raise ApiError(status=0, reason="Garbled", message=f"no answer to a deletion: {str(going)[:80]}")
         return going if going["kind"] == "Job" else None
 
-    async def write_status(self, run: DistillationRun, status: RunStatus, *, resource_version: str) -> dict[str, Any]:
+    async def write_status(self, metadata: ObjectMeta, status: RunStatus, *, resource_version: str) -> dict[str, Any]:
         """The whole status in one write, refused by the server when the run has changed since it was read."""
-        path = namespaced(
-            API_VERSION, "distillationruns", run.metadata.namespace, run.metadata.name, subresource="status"
-        )
+        path = namespaced(API_VERSION, "distillationruns", metadata.namespace, metadata.name, subresource="status")
         patch = [
             {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
             {"op": "add", "path": "/status", "value": status.to_wire()},
@@ -119,21 +120,21 @@ class Writer:
                 raise GoneError from error
             raise
 
-    async def tell(self, run: DistillationRun, event: Event, *, now: datetime) -> None:
+    async def tell(self, metadata: ObjectMeta, event: Event, *, now: datetime) -> None:
         """An Event, or one more of the same. One that is lost is no reason to fail."""
-        mark = hashlib.sha256("/".join((str(run.metadata.uid), event.reason, event.message)).encode()).hexdigest()[:16]
-        name, moment = f"{run.metadata.name}.{mark}", to_text(now)
-        path = namespaced("v1", "events", run.metadata.namespace)
+        mark = hashlib.sha256("/".join((str(metadata.uid), event.reason, event.message)).encode()).hexdigest()[:16]
+        name, moment = f"{metadata.name}.{mark}", to_text(now)
+        path = namespaced("v1", "events", metadata.namespace)
         body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": run.metadata.namespace},
+            "metadata": {"name": name, "namespace": metadata.namespace},
             "involvedObject": {
                 "apiVersion": API_VERSION,
                 "kind": "DistillationRun",
-                "name": run.metadata.name,
-                "namespace": run.metadata.namespace,
-                "uid": run.metadata.uid,
+                "name": metadata.name,
+                "namespace": metadata.namespace,
+                "uid": metadata.uid,
             },
             "type": event.type,
             "reason": event.reason,

@@ -9,20 +9,25 @@ from typing import Any
 
 import kopf
 
+from comd_api.exit_codes import UserError
 from comd_operator.shell import logs
 from comd_operator.shell.operator import Operator
 from comd_operator.shell.options import Options, from_environment
 
 
-@kopf.on.startup()
+@kopf.on.startup(errors=kopf.ErrorsMode.PERMANENT)
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    options = memo.get("options") or from_environment()
-    logs.configure(log_format=options.log_format, level=options.log_level)
-    memo["operator"] = Operator(options)
-    await memo["operator"].start()
+    try:
+        options = memo.get("options") or from_environment()
+        logs.configure(log_format=options.log_format, level=options.log_level)
+        memo["operator"] = Operator(options)
+        await memo["operator"].start()
+    except UserError as error:
+        memo["error"] = error  # which kopf would wrap in errors of its own
+        raise
 
 
 @kopf.on.cleanup()
@@ -33,9 +38,19 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 
 
 def run(options: Options) -> bool:
-    """Runs kopf until a signal comes. Whether it was a signal that ended it, and not an error of our own."""
+    """Runs kopf until a signal comes. Whether it was a signal that ended it, and not an error of our own.
+
+    Raises:
+        UserError: it can't be started like this.
+    """
     memo = kopf.Memo(options=options)
     namespaces = options.namespace_list
-    kopf.run(standalone=True, clusterwide=not namespaces, namespaces=namespaces, memo=memo)
+    try:
+        kopf.run(standalone=True, clusterwide=not namespaces, namespaces=namespaces, memo=memo)
+    except Exception:
+        if memo.get("error") is None:
+            raise
+    if memo.get("error") is not None:
+        raise memo["error"]
     operator: Operator | None = memo.get("operator")
     return operator is not None and operator.failed is None

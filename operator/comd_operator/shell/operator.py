@@ -6,13 +6,15 @@ import logging
 import os
 import time
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager
 from typing import Any
 
 from comd_api import API_VERSION
-from comd_operator.planner import ClusterDefaults, labels
+from comd_operator.planner import labels
 from comd_operator.runtime.api import Api, ApiError
 from comd_operator.runtime.lease import Lease
 from comd_operator.runtime.limiter import TokenBucket
+from comd_operator.runtime.logcontext import about
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import Patience
 from comd_operator.runtime.progress import Progress
@@ -58,6 +60,7 @@ class Operator:
         """Runs that the API server wants to be left alone with, whatever changes, and until when."""
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = asyncio.Event()
+        self._opened = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
         """Connects, begins to watch, serves probes, and competes for the Lease. Returns at once."""
@@ -68,6 +71,7 @@ class Operator:
             context=options.context or None,
             user_agent="comd-operator",
         )
+        self._opened.push_async_callback(self.api.close)
         self.queue: WorkQueue = WorkQueue(metrics=self.metrics)
         self.progress = Progress(every_seconds=options.progress_seconds, on_change=self.queue.add, clock=time.monotonic)
         self._watch()
@@ -80,21 +84,19 @@ class Operator:
             address=options.address,
             port=options.port,
         )
+        self._opened.push_async_callback(self.probes.stop)
         await self.probes.start()
         for reflector in self.reflectors:
             self._spawn(reflector.run(), name=f"watch {reflector.resource}")
         self._spawn(self._compete(), name="lease")
 
     async def stop(self) -> None:
-        """Lets what is under way end, gives the Lease back, closes everything."""
+        """Breaks off what is under way, which whoever comes next picks up; gives the Lease back; closes everything."""
         self._stopped.set()
         for task in reversed(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "probes"):
-            await self.probes.stop()
-        if hasattr(self, "api"):
-            await self.api.close()
+        await self._opened.aclose()
 
     def is_synced(self) -> bool:
         return bool(self.reflectors) and all(reflector.synced.is_set() for reflector in self.reflectors)
@@ -155,13 +157,7 @@ class Operator:
             second_look=SecondLook(api=self.api),
             progress=self.progress,
             metrics=self.metrics,
-            defaults=ClusterDefaults(
-                trainer_image=self.options.trainer_image or None,
-                storage_uri=self.options.storage_uri or None,
-                storage_endpoint=self.options.storage_endpoint or None,
-                storage_region=self.options.storage_region or None,
-                storage_secret=self.options.storage_secret or None,
-            ),
+            defaults=self.options.defaults,
             patience=Patience(start_seconds=self.options.start_patience_seconds),
             may_write=may_write,
             clock=time.monotonic,
@@ -200,28 +196,41 @@ class Operator:
                 continue
             started, result = time.monotonic(), "done"
             try:
-                again = await self._reconciler.reconcile(uid)
-                self.queue.forget(uid)
-                self._not_before.pop(uid, None)
-                if again is not None:
-                    self.queue.add_after(uid, again)
+                with self._about(uid):
+                    result = await self._work_on(uid)
             except NotLeadingError:
                 result = "not-leading"
                 raise
-            except ApiError as error:
-                result = "conflict" if error.status == 409 else "api-error"
-                log.log(logging.DEBUG if error.status == 409 else logging.WARNING, "to be tried again: %s", error)
-                if error.retry_after:
-                    self._not_before[uid] = time.monotonic() + error.retry_after
-                self.queue.add_rate_limited(uid, at_least=error.retry_after or 0.0)
-            except Exception:
-                result = "error"
-                log.exception("to be tried again")
-                self.queue.add_rate_limited(uid)
             finally:
                 self.queue.done(uid)
                 self.metrics.reconciles.labels(result=result).inc()
                 self.metrics.reconcile_duration.observe(time.monotonic() - started)
+
+    async def _work_on(self, uid: str) -> str:
+        """What came of it, in a word."""
+        try:
+            again = await self._reconciler.reconcile(uid)
+        except ApiError as error:
+            log.log(logging.DEBUG if error.status == 409 else logging.WARNING, "to be tried again: %s", error)
+            if error.retry_after:
+                self._not_before[uid] = time.monotonic() + error.retry_after
+            self.queue.add_rate_limited(uid, at_least=error.retry_after or 0.0)
+            return "conflict" if error.status == 409 else "api-error"
+        except NotLeadingError:
+            raise
+        except Exception:
+            log.exception("to be tried again")
+            self.queue.add_rate_limited(uid)
+            return "error"
+        self.queue.forget(uid)
+        self._not_before.pop(uid, None)
+        if again is not None:
+            self.queue.add_after(uid, again)
+        return "done"
+
+    def _about(self, uid: str) -> AbstractContextManager[None]:
+        record = next(iter(self.stores.runs.of(uid)), None)
+        return about(run=record.name, namespace=record.namespace) if record is not None else contextlib.nullcontext()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)

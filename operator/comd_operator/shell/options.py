@@ -4,6 +4,7 @@ import math
 import os
 import re
 import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from comd_api.base import FORMS, NAME_FORM, STORE_FORM, URL_FORM
 from comd_api.exit_codes import UserError
 from comd_api.pods import IMAGE_FORM, POD_FORMS, SUBDOMAIN_FORM
+from comd_operator.planner import ClusterDefaults
 
 MAX_PORT = 65_535
 
@@ -34,7 +36,7 @@ class Options:
     workers: int = _option(10, "runs that are worked on at once")
     qps: float = _option(50.0, "requests per second to the API server; 0 for no limit")
     burst: int = _option(100, "requests that may be made at once before the limit holds")
-    address: str = _option("0.0.0.0", "address of /metrics, /healthz and /readyz")
+    address: str = _option("", "address of /metrics, /healthz and /readyz (default: all, of IPv4 and IPv6)")
     port: int = _option(8080, "port of /metrics, /healthz and /readyz; 0 for none")
     leader_election: bool = _option(True, "work only while holding the Lease, so that several replicas can stand by")
     lease_namespace: str = _option("", "namespace of the Lease (default: the pod's, else default)")
@@ -50,6 +52,17 @@ class Options:
     log_format: str = _option("auto", "plain, json, or auto: plain on a terminal")
     log_level: str = _option("info", "debug, info, warning or error")
     context: str = _option("", "context of the kubeconfig, where there is no service account")
+
+    @property
+    def defaults(self) -> ClusterDefaults:
+        """What runs leave out."""
+        return ClusterDefaults(
+            trainer_image=self.trainer_image or None,
+            storage_uri=self.storage_uri or None,
+            storage_endpoint=self.storage_endpoint or None,
+            storage_region=self.storage_region or None,
+            storage_secret=self.storage_secret or None,
+        )
 
     @property
     def namespace_list(self) -> list[str]:
@@ -144,4 +157,5 @@ def own_namespace() -> str | None:
 
 
 def own_identity() -> str:
-    return f"{socket.gethostname()}_{os.getpid()}"
+    """No other process that lives may have it: a pod's name comes back, and every container has a process 1."""
+    return f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"

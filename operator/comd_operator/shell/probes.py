@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from comd_api.exit_codes import UserError
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.reflector import Reflector
 
@@ -36,7 +37,13 @@ class Probes:
         app.router.add_get("/readyz", self._serve_readiness)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._address, self.port).start()
+        try:
+            await web.TCPSite(self._runner, self._address or None, self.port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise UserError(
+                f"--port: {self.port} can't be opened on --address {self._address!r} ({error.strerror})"
+            ) from None
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -1,0 +1,139 @@
+"""What is told of runs that can't be read, of pods that outlive their Job or don't start, and that no event is lost."""
+
+from typing import Any
+
+import pytest
+
+from comd_operator.planner import labels
+from comd_operator.runtime.api import ApiError
+from tests.unit.fake_api import refusal
+from tests.unit.kube_objects import pod_object
+from tests.unit.test_planner_manifests import UID
+from tests.unit.test_reconciler_looks import JOB, Site
+
+EVENTS = "/api/v1/namespaces/team/events"
+
+
+def begun_anew(site: Site, **changes: Any) -> None:
+    """The run with another spec or status, as the watch tells of it."""
+    site.api.version += 1
+    metadata = {**site.api.run["metadata"], "uid": UID, "resourceVersion": str(site.api.version), "generation": 2}
+    site.api.run = {**site.api.run, "metadata": metadata, **changes}
+    site.stores.runs.put(site.api.run)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "field"),
+    [
+        ({"resourcesPerNode": {"limits": {"cpu": -1}}}, "spec.trainer.resourcesPerNode.limits.cpu"),
+        (
+            {"podTemplate": {"spec": {"nodeSelector": {"gpu type": "a100"}}}},
+            "spec.trainer.podTemplate.spec.nodeSelector",
+        ),
+    ],
+)
+def test_a_spec_that_no_schema_has_words_for_is_stalled(trainer: dict[str, Any], field: str) -> None:
+    """Forms of a map's keys, and of a quantity that is a number: the API server takes them."""
+    site = Site()
+    spec = {**site.api.run["spec"], "trainer": trainer}
+    begun_anew(site, spec=spec, status={})
+    site.look(1)
+    told = site.api.told("PATCH")[-1].body[1]["value"]
+    assert (told["phase"], told["observedGeneration"]) == ("Stalled", 2)
+    ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
+    assert ready["reason"] == "InvalidSpec"
+    assert ready["message"].startswith(field)
+    writes = len(site.api.told("PATCH"))
+    site.look(1)
+    assert len(site.api.told("PATCH")) == writes, "said once"
+
+
+def test_a_status_of_another_version_is_left_alone() -> None:
+    site = Site()
+    writes = len(site.api.calls)
+    begun_anew(site, status={"phase": "Pondering"})
+    site.look(1)
+    assert len(site.api.calls) == writes
+
+
+def test_no_attempt_is_begun_beside_pods_that_outlive_their_job() -> None:
+    site = Site()
+    site.pod()
+    site.look(1)
+    site.api.answers["GET", JOB] = refusal(404)
+    site.stores.jobs.discard(site.versioned(site.job))
+    site.look(1)
+    site.look(60)
+    assert len(site.api.told("POST")) == 3, "the first Job, and two events"
+    pod = pod_object(state={"terminated": {"exitCode": 75}}, phase="Failed")
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    site.tell(site.stores.pods, pod)
+    site.look(1)
+    made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
+    assert made == ["tiny-preflight-a1", "tiny-preflight-a2"]
+
+
+def test_a_job_that_vanished_is_not_followed_any_more() -> None:
+    site = Site()
+    pod = pod_object(state={"running": {}})
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    pod["status"]["podIP"] = "10.0.0.7"
+    site.tell(site.stores.pods, pod)
+    site.look(1)
+    assert site.reconciler.progress._followed
+    site.api.answers["GET", JOB] = refusal(404)
+    site.stores.jobs.discard(site.versioned(site.job))
+    site.look(1)
+    assert not site.reconciler.progress._followed
+
+
+def test_a_volume_that_is_not_there_is_told_and_given_up() -> None:
+    site = Site()
+    site.tell(site.stores.jobs, {**site.job, "status": {"startTime": site.job["metadata"]["creationTimestamp"]}})
+    pod = pod_object(state={"waiting": {"reason": "ContainerCreating"}}, phase="Pending")
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    site.tell(site.stores.pods, pod)
+    words = 'MountVolume.SetUp failed for volume "keys" : secret "hub" not found'
+    site.api.answers["GET", EVENTS] = {"items": [{"reason": "FailedMount", "message": words}]}
+    assert site.look(1) == 19
+    site.look(19)
+    told = site.api.told("PATCH")[-1].body[1]["value"]
+    assert told["phase"] == "Stalled"
+    assert words in next(entry["message"] for entry in told["conditions"] if entry["type"] == "Ready")
+    site.look(300)
+    assert site.deletions == ["Foreground"], "it holds no quota"
+
+
+def test_an_event_is_told_though_the_deletion_after_it_fails() -> None:
+    site = Site()
+    spec = {**site.api.run["spec"], "suspend": True}
+    begun_anew(site, spec=spec)
+    site.api.answers["DELETE", JOB] = [refusal(500), {"kind": "Status"}]
+    with pytest.raises(ApiError):
+        site.look(1)
+    site.look(1)
+    told = [call.body["reason"] for call in site.api.told("POST") if call.body["kind"] == "Event"]
+    assert told == ["JobStarted", "Suspended"]
+    assert len(site.deletions) == 2
+
+
+def test_a_run_whose_storage_moved_says_so() -> None:
+    """The operator's default was changed while the run went on."""
+    site = Site()
+    status = {
+        "phase": "Running",
+        "startTime": "2026-01-01T00:00:00Z",
+        "stages": [
+            {
+                "name": "preflight",
+                "phase": "Succeeded",
+                "artifacts": [{"name": "preflight", "uri": "s3://old/x/a", "digest": "sha256:" + "0" * 64}],
+            }
+        ],
+    }
+    begun_anew(site, status=status)
+    site.look(1)
+    told = site.api.told("PATCH")[-1].body[1]["value"]
+    ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
+    assert (told["phase"], ready["reason"]) == ("Stalled", "InvalidSpec")
+    assert "s3://old/x/a" in ready["message"]

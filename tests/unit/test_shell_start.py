@@ -1,0 +1,47 @@
+"""A start that can't succeed ends at once, in a sentence, whichever way the operator was started."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def started(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COMD_OPERATOR_PORT": "0", **environment},
+    )
+
+
+def test_without_a_way_to_an_api_server(tmp_path: Path) -> None:
+    done = started("comd_operator", "operator", KUBECONFIG=str(tmp_path / "none"))
+    assert done.returncode == 64, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("comd: no way to an API server")
+
+
+def test_under_kopf_run() -> None:
+    done = started("kopf", "run", "-A", "-m", "comd_operator.shell.handlers", COMD_OPERATOR_QPS="abc")
+    assert done.returncode != 0
+    assert "COMD_OPERATOR_QPS: 'abc' is not a number" in done.stderr + done.stdout
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(
+        '{"apiVersion": "v1", "kind": "Config", "current-context": "x", "users": [{"name": "x", "user": {}}], '
+        '"clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:9"}}], '
+        '"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]}'
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1])
+        done = started(
+            "comd_operator", "operator", "--address", "127.0.0.1", "--port", number, KUBECONFIG=str(kubeconfig)
+        )
+    assert done.returncode == 64, done.stderr
+    assert f"--port: {number}" in done.stderr.splitlines()[-1]

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from comd_api.pods import Resources
+from comd_api.stage import StageConfig
+from comd_trainer.preflight.fit import check_gpu_counts
 from tests.unit.rule_examples import manifest
 
 DRIVER = Path(__file__).with_name("local_driver.py")
@@ -98,13 +101,18 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_one_machine_has_the_ranks_of_all_nodes(bench: Bench) -> None:
-    bench.write(trainer={"numNodes": 2, "numProcPerNode": 4})
+    """And what a node of a cluster has is not asked of it: `preflight` refuses none of its configs."""
+    asked = {"limits": {"nvidia.com/gpu": 4, "memory": "1Ki"}}
+    bench.write(trainer={"numNodes": 2, "numProcPerNode": 4, "resourcesPerNode": asked})
     code, _, err = bench.run()
     assert code == 0, err
     configs = [json.loads(file.read_text()) for file in (bench.work / "jobs").glob("*/config.json")]
-    told = [(config["spec"]["trainer"]["numNodes"], config["spec"]["trainer"]["numProcPerNode"]) for config in configs]
-    assert len(told) > 1
-    assert told == [(1, 8)] * len(told)
+    trainers = [StageConfig.model_validate(config).spec.trainer for config in configs]
+    assert len(trainers) > 1
+    for trainer in trainers:
+        assert (trainer.num_nodes, trainer.num_proc_per_node) == (1, 8)
+        check_gpu_counts(trainer)
+        assert trainer.resources_per_node == Resources()
 
 
 def test_success_prints_the_tables_and_links_the_student(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from comd_api.exit_codes import TryAgainError
+from comd_api.pods import Resources
 from comd_api.run import DistillationRun, Storage
 from comd_api.status import RunStatus
 from comd_operator.decide import Decision, decide, interrupt
@@ -116,8 +117,10 @@ class LocalRunner:
 
     def _start(self, job: JobPlan, lock: TrainerLock, *, status: RunStatus) -> None:
         config = stage_config(self._run.replace(status=status), job)
-        # One machine is one node, with as many ranks as a cluster's nodes have together: so it comes to the same student.
-        trainer = config.spec.trainer.replace(num_nodes=1, num_proc_per_node=config.spec.trainer.num_ranks)
+        # One machine is one node, with as many ranks as a cluster's nodes have together: so it comes to the same student. What each
+        # of those nodes is to have says nothing of this machine.
+        trainer = config.spec.trainer
+        trainer = trainer.replace(num_nodes=1, num_proc_per_node=trainer.num_ranks, resources_per_node=Resources())
         config = config.replace(spec=config.spec.replace(trainer=trainer))
         self._process = TrainerProcess(job=job, config=config, work=self._work, lock=lock, command=self._command)
 

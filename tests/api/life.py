@@ -122,4 +122,5 @@ async def assert_nothing_twice(world: World, name: str = "tiny", *, jobs: list[s
         assert "finalizers" not in job.object["metadata"] or job.gone
     events = await world.events(name)
     assert all(event["count"] == 1 for event in events), events
-    assert len(events) <= len(EVENTS), [event["reason"] for event in events]
+    # One more where the Job that was suspended is still seen to go when the run is resumed.
+    assert len(events) <= len(EVENTS) + 1, [event["reason"] for event in events]

@@ -14,6 +14,7 @@ from comd_operator.planner import labels
 from comd_operator.runtime.api import Api, ApiError, namespaced
 
 SCHEDULER = "simulator"
+STORAGE = "s3://bucket/prefix"
 DIGEST = "sha256:" + "1" * 64
 JOB_NAME = "batch.kubernetes.io/job-name"
 
@@ -45,16 +46,17 @@ Script = Callable[[dict[str, Any]], End | Waits | None]
 
 def done(pod: dict[str, Any]) -> End:
     """As a trainer that did its stage."""
-    return End(message=result(pod["metadata"]["labels"][labels.STAGE]).to_termination_message())
+    stage, storage = pod["metadata"]["labels"][labels.STAGE], decode(pod)["spec"]["storage"]["uri"]
+    return End(message=result(stage, storage=storage).to_termination_message())
 
 
 def runs_on(_pod: dict[str, Any]) -> None:
     """Until the test ends it."""
 
 
-def result(stage: str) -> StageResult:
+def result(stage: str, *, storage: str = STORAGE) -> StageResult:
     names = {"preflight": ["preflight"], "pretrain": ["student"]}.get(stage, ["student", "pools"])
-    artifacts = [ArtifactRef(name=name, uri=f"s3://b/{stage}/{name}", digest=DIGEST) for name in names]
+    artifacts = [ArtifactRef(name=name, uri=f"{storage}/{stage}/{name}", digest=DIGEST) for name in names]
     scores = (
         []
         if stage == "preflight"

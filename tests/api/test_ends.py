@@ -12,7 +12,7 @@ from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef, ExitClass
 from comd_operator.planner import labels
 from tests.api.operators import operating
-from tests.api.simulator import DIGEST, End, Waits, done, result, runs_on
+from tests.api.simulator import DIGEST, STORAGE, End, Waits, done, result, runs_on
 from tests.api.world import World, condition, make_manifest, stage_of
 
 STAGE = "pretrain"
@@ -191,7 +191,7 @@ async def test_a_result_as_long_as_it_may_be(world: World) -> None:
     long = StageResult(
         exit_class="Done",
         message="ö" * 500,
-        artifacts=[ArtifactRef(name=f"n{number}", uri=f"s3://b/{'p' * 300}", digest=DIGEST) for number in range(4)],
+        artifacts=[ArtifactRef(name=f"n{number}", uri=f"{STORAGE}/{'p' * 300}", digest=DIGEST) for number in range(4)],
     ).to_termination_message()
     assert len(long.encode()) > 2500
 
@@ -203,4 +203,4 @@ async def test_a_result_as_long_as_it_may_be(world: World) -> None:
         status = await world.until_phase("Succeeded")
     preflight = stage_of(status, "preflight")
     assert preflight["message"] == "ö" * 500
-    assert [len(ref["uri"]) for ref in preflight["artifacts"]] == [307] * 4
+    assert [len(ref["uri"]) for ref in preflight["artifacts"]] == [len(STORAGE) + 301] * 4

@@ -8,7 +8,7 @@ from typing import Any
 from comd_api.run import DistillationRun
 from comd_operator.planner import labels, plan_run
 from tests.api.operators import operating
-from tests.api.simulator import End, Waits, decode, done
+from tests.api.simulator import STORAGE, End, Waits, decode, done
 from tests.api.world import World, condition, make_manifest
 
 STAGES = ["preflight", "pretrain", "round-1", "round-2"]
@@ -33,7 +33,7 @@ async def test_a_run_from_apply_to_succeeded(world: World) -> None:
             await asyncio.sleep(1.0)
         assert len(proxy.writes()) == len(writes), "nothing is written by a new operator"
     assert status["score"] == "0.500"
-    assert status["student"]["uri"] == "s3://b/round-2/student"
+    assert status["student"]["uri"] == f"{STORAGE}/round-2/student"
     assert condition(status, "Ready")[:2] == ("True", "Finished")
     ended = await world.run()
     for field in ("labels", "annotations", "finalizers", "ownerReferences", "generation"):
@@ -59,7 +59,7 @@ async def test_a_stage_is_handed_over_before_its_job_is_complete(world: World) -
         assert jobs[second]["metadata"]["creationTimestamp"] <= jobs[first]["status"]["completionTime"]
     assert [config["stage"] for config in configs] == STAGES
     assert [ref["name"] for ref in configs[3]["inputs"]] == ["preflight", "student", "pools"]
-    assert configs[3]["inputs"][1]["uri"] == "s3://b/round-1/student"
+    assert configs[3]["inputs"][1]["uri"] == f"{STORAGE}/round-1/student"
 
 
 async def test_a_job_for_each_phase(world: World) -> None:

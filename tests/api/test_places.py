@@ -26,7 +26,7 @@ async def test_one_name_in_several_namespaces(world: World) -> None:
             paths = {call.path for call in proxy.calls if call.verb == "list"}
             assert paths == {"/apis/comd.dev/v1alpha1/distillationruns", "/apis/batch/v1/jobs", "/api/v1/pods"}
             touched = {call.path.split("/namespaces/")[1].split("/")[0] for call in proxy.writes()}
-            assert touched == {third.namespace}, "nothing was left to do in the others"
+            assert touched & {place.namespace for place in worlds} == {third.namespace}, "the others are done"
         for place in worlds:
             assert place.job_names() == ["tiny-preflight-a1", "tiny-pretrain-a1", "tiny-round-1-a1"]
             uid = place.feed.runs["tiny"]["metadata"]["uid"]

@@ -19,7 +19,7 @@ from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.metrics import Metrics
 from tests.api.feed import Feed, Job, following
 from tests.api.proxy import Proxy, serve
-from tests.api.simulator import SCHEDULER, Script, Simulator, done, simulating
+from tests.api.simulator import SCHEDULER, STORAGE, Script, Simulator, done, simulating
 from tests.cluster.cluster import Cluster
 from tests.unit.rule_examples import manifest
 
@@ -32,7 +32,7 @@ def make_manifest(name: str = "tiny", **changes: Any) -> dict[str, Any]:
     document = manifest(
         **{
             "rounds__count": 2,
-            "storage": {"uri": "s3://bucket/prefix"},
+            "storage": {"uri": STORAGE},
             "trainer__podTemplate__spec__schedulerName": SCHEDULER,
             "retry": {"limit": 1, "backoffSeconds": 1, "maxBackoffSeconds": 2},
             **changes,

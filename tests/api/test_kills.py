@@ -8,7 +8,7 @@ from tests.api import life
 from tests.api.operators import killed, operating
 from tests.api.proxy import Call
 from tests.api.simulator import runs_on
-from tests.api.world import World
+from tests.api.world import World, make_manifest
 
 LISTS = ["list distillationruns", "list jobs", "list pods"]
 STATUS = "patch distillationruns/status"
@@ -24,9 +24,8 @@ CALLS = [
     *MADE,
     "get services",
     *MADE,  # round-1
-    STATUS,  # suspended
+    *TOLD,  # suspended
     "delete jobs",
-    "create events",
     "get services",
     *MADE,  # resumed
     *TOLD,  # succeeded
@@ -88,3 +87,26 @@ async def test_killed_at_every_second_write(world: World, when: Literal["Before"
         await life.assert_nothing_twice(world)
     assert relay.kills >= len(life.JOBS)
     assert life.same(status) == life.the_end()
+
+
+@pytest.mark.parametrize("when", ["Before", "After"])
+@pytest.mark.parametrize("number", range(1, 9))
+async def test_killed_while_stages_hand_over(world: World, number: int, when: Literal["Before", "After"]) -> None:
+    """Each is over as soon as it has begun: Jobs are made, and may have ended, before those before them are written down."""
+    seen = 0
+
+    def is_the_one(call: Call) -> bool:
+        nonlocal seen
+        seen += call.writes
+        return call.writes and seen == number
+
+    await world.apply(make_manifest())
+    async with (
+        world.proxied() as proxy,
+        world.simulated(),
+        killed(world, proxy, at=is_the_one, when=when) as relay,
+    ):
+        status = await world.until_phase("Succeeded")
+    assert relay.kills == 1
+    assert [(stage["attempt"], stage["failures"]) for stage in status["stages"]] == [(1, 0)] * 4
+    assert world.job_names() == [f"tiny-{stage}-a1" for stage in ("preflight", "pretrain", "round-1", "round-2")]

@@ -65,7 +65,7 @@ async def test_one_that_is_stopped_gives_the_lease_back(world: World) -> None:
         second = await started(world, two, "two")
         try:
             await first.stop()
-            await until_leading(second, seconds=4.0)
+            await until_leading(second, seconds=3.0)
         finally:
             await second.stop()
 

@@ -44,6 +44,8 @@ the container "exceeds its request"."""
 _RULE = re.compile(r"matching FailJob rule at index (\d)")
 _CLASS_OF_RULE: dict[str, ExitClass] = {"0": "TryAgain", "1": "UserError", "2": "BadData", "3": "TryAgain"}
 """As `planner.manifests` puts the rules in order."""
+_HEARSAY = re.compile(r"node \d+ of \d+ \(counted from 0\) (ended the stage: |does not answer)")
+"""In a trainer's words for an end that was another node's doing."""
 _NO_NODES = "no nodes available"
 _ALL_NODES = re.compile(r"preemption: 0/(\d+) nodes are available: (?:\d+ [^,]*, )*(\d+) Preemption is not helpful")
 
@@ -158,24 +160,32 @@ _Account = tuple[int, ExitClass, str, StageResult | None]
 _BLAME: dict[ExitClass, int] = {
     "UserError": 0, "BadData": 1, "OutOfMemory": 2, "TryAgain": 3, "CannotStart": 4, "Failed": 5,
 }  # fmt: skip
+_MISSED = 6
+"""Blame of a pod that says only that it missed another one: whatever is known of that one counts."""
 
 
 def _failed(child: Child, job: JobRecord, pods: Sequence[PodRecord]) -> Child:
-    """With the account of the pod that is to blame: others only fell with it."""
+    """With the account of the pod that is to blame: others only fell with it. Of accounts that are alike, its own."""
     fallen = [pod for pod in pods if pod.phase == "Failed" or (pod.exit_code or 0) != 0]
-    accounts = [_account(pod) for pod in fallen if not _swept_away(pod, fallen)] + _rule_account(job)
+    telling = sorted((pod for pod in fallen if not _swept_away(pod, fallen)), key=_tells_hearsay)
+    accounts = [_account(pod) for pod in telling] + _rule_account(job, fallen)
     if not accounts:
         return replace(child, exit_class="Failed", message=f"{job.ended_reason}: {job.ended_message}")
     _, exit_class, message, result = min(accounts, key=lambda account: account[0])
     return replace(child, exit_class=exit_class, message=message, result=result)
 
 
-def _rule_account(job: JobRecord) -> list[_Account]:
+def _tells_hearsay(pod: PodRecord) -> bool:
+    result = parse_result(pod.exit_message)
+    return result is not None and _HEARSAY.match(result.message) is not None
+
+
+def _rule_account(job: JobRecord, fallen: Sequence[PodRecord]) -> list[_Account]:
     """What the Job's own message tells: of a pod that is gone by now, as one is that was evicted, it is all that is left, while
-    the pods that only missed it are still there."""
+    the pods that only missed it are still there. Of one of these it tells nothing."""
     rule = _RULE.search(job.ended_message)
     exit_class = _CLASS_OF_RULE.get(rule.group(1)) if rule else None
-    if exit_class is None:
+    if exit_class is None or any(f"/{pod.name} " in job.ended_message and _tells_hearsay(pod) for pod in fallen):
         return []
     return [(_BLAME[exit_class], exit_class, f"{job.ended_reason}: {job.ended_message}", None)]
 
@@ -219,7 +229,10 @@ def _account(pod: PodRecord) -> _Account:
     if pod.exit_code is None:
         return _BLAME["TryAgain"], "TryAgain", f"pod {pod.name} failed before its container had run", None
     found = outcome(code=pod.exit_code, termination_message=pod.exit_message, tail=_lines(pod), stop_asked=False)
-    return _BLAME.get(found.exit_class, _BLAME["Failed"]), found.exit_class, found.message, found.result
+    blame = _BLAME.get(found.exit_class, _BLAME["Failed"])
+    if found.exit_class == "TryAgain" and _tells_hearsay(pod):
+        blame = _MISSED
+    return blame, found.exit_class, found.message, found.result
 
 
 def _memory_words(pod: PodRecord) -> str:

@@ -199,6 +199,29 @@ class Trainer(ApiModel):
         return self.num_nodes * self.num_proc_per_node
 
 
+def gpu_count(resources: Resources) -> float:
+    """GPUs that a pod asks for, of whichever maker."""
+    return sum(_gpus(resources).values())
+
+
+def gpu_problem(trainer: Trainer) -> str | None:
+    """Why the processes of a node can't have a GPU each, in one sentence. None when they can, or when no GPU is asked for: then they
+    run on CPUs, or on parts of GPUs, whose names don't say how many make a whole one."""
+    count = gpu_count(trainer.resources_per_node)
+    if count in (0, trainer.num_proc_per_node):
+        return None
+    return (
+        f"spec.trainer.resourcesPerNode.limits asks for {count:g} GPU{'s' if count != 1 else ''} "
+        f"({', '.join(_gpus(trainer.resources_per_node))}), but spec.trainer.numProcPerNode is {trainer.num_proc_per_node}; "
+        "one process runs on each GPU, so make them equal"
+    )
+
+
+def _gpus(resources: Resources) -> dict[str, float]:
+    asked = {key: amount(value) for key, value in (resources.limits or {}).items() if key.endswith("/gpu")}
+    return {key: count for key, count in asked.items() if count}
+
+
 class Queue(ApiModel):
     """Kueue's queue for every Job of the run. Each stage is queued by itself."""
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from comd_api.exit_codes import UserError
+from comd_api.pods import gpu_count
 from comd_api.run import DistillationRun, Storage
 from comd_operator.planner import ClusterDefaults, fill, problem
-from comd_operator.planner.problems import gpu_count
+from comd_trainer.preflight.fit import check_gpu_counts
 from tests.unit.rule_examples import ENDPOINT
 from tests.unit.runs import make_run
 
@@ -128,9 +130,9 @@ BAD = {
         ["spec.storage.uri (file:///store) is a folder of the pod itself"],
     ),
     "a volume beside it": (mounting("/store-2", storage="file:///store"), ["a folder of the pod itself"]),
-    "fewer processes than GPUs": (gpus(4, 1), ["asks for 4 GPUs", "numProcPerNode is 1", "make them equal"]),
-    "more processes than GPUs": (gpus("1", 4), ["asks for 1 GPUs", "numProcPerNode is 4"]),
-    "GPUs of another maker": (gpus("2", 1, maker="amd.com/gpu"), ["asks for 2 GPUs"]),
+    "fewer processes than GPUs": (gpus(4, 1), ["asks for 4 GPUs (nvidia.com/gpu)", "numProcPerNode is 1", "make them equal"]),
+    "more processes than GPUs": (gpus("1", 4), ["asks for 1 GPU (", "numProcPerNode is 4"]),
+    "GPUs of another maker": (gpus("2", 1, maker="amd.com/gpu"), ["asks for 2 GPUs (amd.com/gpu)"]),
     "a mount of no volume": (mounting("/data", name="date"), ["'date' is no volume", "known there are data"]),
     "a mount of our scratch": (mounting("/data", name="scratch", volumes=()), ["'scratch' is no volume", "none"]),
     "a volume called as one of ours": (
@@ -172,15 +174,36 @@ def test_runs_that_can_not_be_begun(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "count"),
+    ("limits", "count", "says"),
     [
-        (None, None),
-        ({}, None),
-        ({"cpu": "8"}, None),
-        ({"nvidia.com/gpu": 8}, 8),
-        ({"nvidia.com/gpu": "8", "amd.com/gpu": "1"}, 9),
+        (None, 0, None),
+        ({}, 0, None),
+        ({"cpu": "8", "nvidia.com/mig-1g.10gb": 1}, 0, None),
+        ({"nvidia.com/gpu": "0"}, 0, None),
+        ({"nvidia.com/gpu": 2}, 2, None),
+        ({"nvidia.com/gpu": 8}, 8, "asks for 8 GPUs (nvidia.com/gpu), but spec.trainer.numProcPerNode is 2;"),
+        ({"nvidia.com/gpu": 2, "amd.com/gpu": "0"}, 2, None),
+        ({"nvidia.com/gpu": "1", "amd.com/gpu": "1"}, 2, None),
+        ({"nvidia.com/gpu": "2", "amd.com/gpu": "1"}, 3, "asks for 3 GPUs (nvidia.com/gpu, amd.com/gpu), but"),
+        ({"nvidia.com/gpu": "500m"}, 0.5, "asks for 0.5 GPUs (nvidia.com/gpu), but"),
     ],
 )
-def test_gpus_are_counted(limits: dict[str, Any] | None, count: float | None) -> None:
-    run = run_with(BUCKET, **({"trainer__resourcesPerNode": {"limits": limits}} if limits is not None else {}))
-    assert gpu_count(run.spec.trainer.resources_per_node) == count
+def test_gpus_are_counted_alike_by_the_operator_and_by_preflight(
+    limits: dict[str, Any] | None, count: float, says: str | None
+) -> None:
+    run = run_with(
+        BUCKET,
+        trainer__image="x",
+        trainer__numProcPerNode=2,
+        trainer__resourcesPerNode={"limits": limits} if limits is not None else {},
+    )
+    trainer = run.spec.trainer
+    assert gpu_count(trainer.resources_per_node) == count
+    if says is None:
+        assert problem(run) is None
+        check_gpu_counts(trainer)
+        return
+    assert says in (problem(run) or "")
+    with pytest.raises(UserError) as raised:
+        check_gpu_counts(trainer)
+    assert str(raised.value) == problem(run)

@@ -163,29 +163,6 @@ def test_each_phase_with_what_it_loads(run: RunSpec, phases: list[str]) -> None:
     assert [told(need) for need in fit.needs(run, WEIGHTS, on_gpu=True)] == phases
 
 
-@pytest.mark.parametrize(
-    ("limits", "processes", "agrees"),
-    [
-        ({"nvidia.com/gpu": 8}, 8, True),
-        ({"nvidia.com/gpu": "8"}, 4, False),
-        ({"amd.com/gpu": 4}, 8, False),
-        ({"nvidia.com/gpu": 0}, 2, True),
-        ({"cpu": 4, "nvidia.com/mig-1g.10gb": 1}, 2, True),
-        (None, 2, True),
-    ],
-)
-def test_as_many_gpus_as_processes(limits: dict[str, Any] | None, processes: int, agrees: bool) -> None:
-    trainer = spec({"numProcPerNode": processes, "resourcesPerNode": {"limits": limits}}).trainer
-    if agrees:
-        fit.check_gpu_counts(trainer)
-        return
-    key, count = next((key, count) for key, count in (limits or {}).items() if key.endswith("/gpu"))
-    with pytest.raises(
-        UserError, match=rf"limits asks for {count} of {key}, but spec\.trainer\.numProcPerNode is {processes};"
-    ):
-        fit.check_gpu_counts(trainer)
-
-
 # ---- in words
 
 

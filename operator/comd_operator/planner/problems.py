@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-from comd_api.pods import PodSpec, Resources, Trainer, amount
+from comd_api.pods import PodSpec, Trainer, gpu_problem
 from comd_api.profile import resolve
 from comd_api.roles import SecretKeyRef
 from comd_api.run import DistillationRun, RunSpec, Storage
@@ -55,12 +55,9 @@ def _of_folder(storage: Storage, trainer: Trainer) -> Iterator[str]:
 
 
 def _of_gpus(trainer: Trainer) -> Iterator[str]:
-    gpus = gpu_count(trainer.resources_per_node)
-    if gpus is not None and gpus != trainer.num_proc_per_node:
-        yield (
-            f"spec.trainer.resourcesPerNode.limits asks for {gpus:g} GPUs, but numProcPerNode is "
-            f"{trainer.num_proc_per_node}; one process runs on each GPU, so make them equal"
-        )
+    said = gpu_problem(trainer)
+    if said is not None:
+        yield said
 
 
 def _of_volumes(pod: PodSpec) -> Iterator[str]:
@@ -98,9 +95,3 @@ def _of_keys(spec: RunSpec) -> Iterator[str]:
                 f"the trainer reads both {other.name}/{other.key} and {ref.name}/{ref.key} of apiKeySecretRef from the variable "
                 f"{variable_of(ref)}; rename one of them"
             )
-
-
-def gpu_count(resources: Resources) -> float | None:
-    """GPUs that a pod asks for, of whichever maker; None when it asks for none."""
-    asked = [amount(value) for key, value in (resources.limits or {}).items() if key.endswith("/gpu")]
-    return sum(asked) if asked else None

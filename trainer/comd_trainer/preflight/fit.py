@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from comd_api.exit_codes import UserError
-from comd_api.pods import Trainer, amount
+from comd_api.pods import Trainer, amount, gpu_problem
 from comd_api.recipe import Component, Training
 from comd_api.roles import Model
 from comd_api.run import RunSpec
@@ -42,14 +42,11 @@ class Need:
 
 
 def check_gpu_counts(trainer: Trainer) -> None:
-    """Each process of a node has a GPU of its own. Errors: UserError names both numbers where they differ."""
-    for key, quantity in (trainer.resources_per_node.limits or {}).items():
-        count = amount(quantity)
-        if key.endswith("/gpu") and count and count != trainer.num_proc_per_node:
-            raise UserError(
-                f"spec.trainer.resourcesPerNode.limits asks for {quantity} of {key}, but spec.trainer.numProcPerNode is "
-                f"{trainer.num_proc_per_node}; each process needs a GPU of its own, so set both to the same number"
-            )
+    """Each process of a node has a GPU of its own. An operator has looked at that before; nobody has for a config made by hand. Errors:
+    UserError names both numbers where they differ."""
+    said = gpu_problem(trainer)
+    if said is not None:
+        raise UserError(said)
 
 
 def asks_for_gpus(trainer: Trainer) -> bool:

@@ -116,19 +116,23 @@ class PodMetadata(ApiModel):
 
 
 class PodSpec(ApiModel):
-    """The fields of a pod's spec that a user may set; all others are the operator's."""
+    """The fields of a pod's spec that a user may set; all others are the operator's. The pod of `preflight`, which needs no GPU, has
+    all of them but those that say where GPUs are: node selector, affinity and runtime class."""
 
     node_selector: Labels | None = None
+    """Of every stage but `preflight`."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
     """Taints that the pods may stand."""
     affinity: AnyObject | None = None
+    """Of every stage but `preflight`."""
     priority_class_name: SubdomainName | None = None
     service_account_name: SubdomainName | None = None
     """Whose rights to the bucket the pods have (IRSA, workload identity). They get no token for the Kubernetes API."""
     scheduler_name: SubdomainName | None = None
     runtime_class_name: SubdomainName | None = None
+    """Of every stage but `preflight`."""
     image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )

@@ -52,6 +52,21 @@ def test_what_a_user_may_shape() -> None:
     assert "team" not in job["metadata"]["labels"]
 
 
+FOR_GPUS = {"nodeSelector", "affinity", "runtimeClassName"}
+
+
+def test_preflight_is_not_placed_like_the_stages_that_need_gpus() -> None:
+    """A node pool of GPUs has none free, or is not even up, while a run is only looked through: `preflight` does not wait for one."""
+    run = make(
+        trainer__podTemplate=WISHES, trainer__volumeMounts=[{"name": "data", "mountPath": "/data", "readOnly": True}]
+    )
+    stage, preflight = pod_of(job_of(run)), pod_of(job_of(run, "preflight"))
+    assert stage.keys() - preflight.keys() == FOR_GPUS
+    for key in WISHES["spec"].keys() - FOR_GPUS:
+        assert preflight[key] == stage[key], f"{key} decides whether a pod may run, not where the GPUs are"
+    assert job_of(run, "preflight")["spec"]["template"]["metadata"]["annotations"] == {"note": "hello"}
+
+
 def test_what_a_user_may_not_shape() -> None:
     run = in_s3(
         make(

@@ -29,6 +29,8 @@ POLICY_CODES = (ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN)
 SIGTERM_CODE = 143
 """Of a trainer that was asked to end before it could listen. It means the same as `TRY_AGAIN`."""
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+PLACES = ("nodeSelector", "affinity", "runtimeClassName")
+"""Fields of a pod's spec that say which nodes a stage's GPUs are on."""
 MAX_SERVICE_NAME = 63
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 OPTIONAL_KEYS = ("AWS_SESSION_TOKEN",)
@@ -138,6 +140,9 @@ def _pod_template(
 ) -> dict[str, Any]:
     given = run.spec.trainer.pod_template
     user: dict[str, Any] = given.spec.to_wire()
+    if job.stage == "preflight":
+        # It needs no GPU, so it waits for no node that has one.
+        user = {key: value for key, value in user.items() if key not in PLACES}
     volumes = user.pop("volumes", [])
     security = user.pop("securityContext", None) or {
         "runAsNonRoot": True,

@@ -42,25 +42,17 @@ def must_hold_nothing(run: Run, *, done: list[str]) -> None:
     assert status["stages"][-1].get("failures", 0) == 0
 
 
-def in_preflight(
-    site: Site, *, name: str, words: str, reason: str = "CannotStart", spec: dict[str, Any], secret: bool = True
-) -> None:
+def in_preflight(site: Site, *, name: str, words: str, spec: dict[str, Any], secret: bool = True) -> None:
     run = site.apply(one_round(retry=RETRY, **spec), site.namespace(name, secret=secret, quota=QUOTA))
-    until_stalled(run, reason, words, since=time.monotonic())
+    until_stalled(run, "CannotStart", words, since=time.monotonic())
     must_hold_nothing(run, done=[])
 
 
-def too_many_gpus(site: Site) -> None:
-    """preflight asks for none and passes; the first stage that asks is the one that waits."""
-    document = one_round(
-        retry=RETRY,
-        training__batchSize=2 * GPUS,
-        training__firstRound={"batchSize": 2 * GPUS},
-        trainer={"numProcPerNode": GPUS, "resourcesPerNode": {"limits": {"nvidia.com/gpu": str(GPUS)}}},
-    )
-    run = site.apply(document, site.namespace("too-many-gpus", quota=QUOTA))
+def after_preflight(site: Site, *, name: str, words: str, spec: dict[str, Any]) -> None:
+    """preflight asks for no GPU, nor for a node that has one, and passes; the first stage that asks is the one that waits."""
+    run = site.apply(one_round(retry=RETRY, **spec), site.namespace(name, quota=QUOTA))
     run.until(lambda status: len(status.get("stages", [])) == 2)
-    until_stalled(run, "Unschedulable", "Insufficient nvidia.com/gpu", since=time.monotonic())
+    until_stalled(run, "Unschedulable", words, since=time.monotonic())
     assert condition(run.status(), "Queued")[0] == "True"
     run.until(lambda status: condition(status, "Stalled")[1] == "CannotStart")
     must_hold_nothing(run, done=["tiny-preflight-a1"])
@@ -99,12 +91,20 @@ SCENES: dict[str, Scene] = {
         words="couldn't find key no-such-key in Secret",
     ),
     "node-selector": partial(
-        in_preflight,
+        after_preflight,
         name="node-selector",
         spec={"trainer__podTemplate__spec__nodeSelector": {"kubernetes.io/hostname": "node-9"}},
-        reason="Unschedulable",
         words="didn't match Pod's node affinity/selector",
     ),
-    "too-many-gpus": too_many_gpus,
+    "too-many-gpus": partial(
+        after_preflight,
+        name="too-many-gpus",
+        spec={
+            "training__batchSize": 2 * GPUS,
+            "training__firstRound": {"batchSize": 2 * GPUS},
+            "trainer": {"numProcPerNode": GPUS, "resourcesPerNode": {"limits": {"nvidia.com/gpu": str(GPUS)}}},
+        },
+        words="Insufficient nvidia.com/gpu",
+    ),
     "mended-secret": mended_secret,
 }

@@ -37,7 +37,7 @@ class StageResult(ApiModel):
 
     exit_class: ExitClass
     message: MessageText = ""
-    """For the user: what went wrong and what would be right; empty when all went well."""
+    """For the user: what went wrong and what would be right. A stage that went well may tell what it found, as `preflight` does."""
     failed_phase: PhaseName | None = None
     stop: MessageText | None = None
     """Why no further round makes sense (fewer hard items than the floor); the run ends well with this stage's student."""

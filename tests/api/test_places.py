@@ -23,7 +23,8 @@ async def test_one_name_in_several_namespaces(world: World) -> None:
         async with world.proxied() as proxy:
             async with operating(world, proxy, namespaces=""):
                 await third.until_phase("Succeeded")
-            paths = {call.path for call in proxy.calls if call.verb == "list"}
+            lists = {call.path for call in proxy.calls if call.verb == "list"}
+            paths = {path for path in lists if "/namespaces/" not in path}  # others are of what other tests have left
             assert paths == {"/apis/comd.dev/v1alpha1/distillationruns", "/apis/batch/v1/jobs", "/api/v1/pods"}
             touched = {call.path.split("/namespaces/")[1].split("/")[0] for call in proxy.writes()}
             assert touched & {place.namespace for place in worlds} == {third.namespace}, "the others are done"

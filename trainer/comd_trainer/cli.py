@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--scratch", type=Path, default=Path("/scratch"), help="folder for what may be lost")
     run.add_argument("--progress", type=Path, help="file that always holds the newest progress")
     run.add_argument("--port", type=int, help="serve /metrics, /healthz and /progress here (0: any free port)")
-    run.add_argument("--address", default="0.0.0.0", help="address that the port is opened on")
+    run.add_argument(
+        "--address", default="::", help="address that the port is opened on; default: all, of IPv6 and of IPv4"
+    )
     run.add_argument("--grace-seconds", type=float, default=25.0, help="how long phases may save after SIGTERM")
     run.add_argument(
         "--node-rank", type=int, help="which of numNodes this is, from 0; default: the variable JOB_COMPLETION_INDEX"

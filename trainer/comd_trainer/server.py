@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +107,21 @@ def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> GaugeM
     return family
 
 
+class _Server(ThreadingHTTPServer):
+    """On an address of either family. `::` takes in all addresses of IPv4 as well, and only these where there is no IPv6."""
+
+    def __init__(self, address: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        if address == "::" and not socket.has_dualstack_ipv6():
+            address = "0.0.0.0"
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, port), handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 class StatusServer:
     """Serves the status over HTTP when there is a port, and keeps the progress file new when there is one."""
 
@@ -113,15 +129,15 @@ class StatusServer:
         self.status = StageStatus(config)
         self.progress_file = progress_file
         self.address, self.port = address, port
-        self._http: ThreadingHTTPServer | None = None
+        self._http: _Server | None = None
         self._closing = threading.Event()
 
     def start(self) -> None:
         if self.port is not None:
-            self._http = ThreadingHTTPServer((self.address, self.port), _handler(self.status))
-            self.port = self._http.server_address[1]
+            self._http = _Server(self.address, self.port, _handler(self.status))
+            self.port = self._http.server_port
             threading.Thread(target=self._http.serve_forever, name="http", daemon=True).start()
-            log.info("serving /metrics, /healthz and /progress on %s:%d", self.address, self.port)
+            log.info("serving /metrics, /healthz and /progress on %s, port %d", self._http.server_address[0], self.port)
         if self.progress_file is not None:
             threading.Thread(target=self._write_progress, name="progress", daemon=True).start()
 

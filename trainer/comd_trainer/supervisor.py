@@ -43,7 +43,7 @@ class Supervisor:
         scratch: Path,
         termination_message: Path,
         progress_file: Path | None = None,
-        address: str = "0.0.0.0",
+        address: str = "::",
         port: int | None = None,
         grace_seconds: float = 25.0,
         node_rank: int = 0,

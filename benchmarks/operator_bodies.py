@@ -66,9 +66,9 @@ def first_step(namespace: str) -> list[Write]:
     async def write() -> None:
         made = await writer.create_job(filled, job_manifest(filled, decision.create[0], config))
         status = ledger.note_uid(decision.status, made["metadata"])
-        await writer.write_status(filled, status, resource_version=VERSION)
+        await writer.write_status(filled.metadata, status, resource_version=VERSION)
         assert decision.event is not None
-        await writer.tell(filled, decision.event, now=now)
+        await writer.tell(filled.metadata, decision.event, now=now)
 
     asyncio.run(write())
     return recorder.writes

@@ -1,6 +1,7 @@
 """What others delete: Jobs and pods in mid-stage, Jobs of runs that have ended, runs in every state."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,7 +11,22 @@ from comd_operator.shell.operator import Operator
 from tests.api.operators import operating
 from tests.api.proxy import Call, Fault
 from tests.api.simulator import End, Simulator, runs_on
-from tests.api.world import World, make_manifest, stage_of
+from tests.api.world import World, condition, make_manifest, stage_of
+
+
+async def until_owners_count(world: World) -> None:
+    """The garbage collector looks for new kinds of owners every 30 seconds."""
+    owner = await world.apply(make_manifest("owner", suspend=True))
+    reference = {
+        **{key: owner[key] for key in ("apiVersion", "kind")},
+        **{key: owner["metadata"][key] for key in ("name", "uid")},
+    }
+    await world.api.create(world.core("configmaps"), {"metadata": {"name": "owned", "ownerReferences": [reference]}})
+    await world.delete_run("owner")
+    async with asyncio.timeout(100):
+        while "owned" in await world.kubectl("get", "configmaps"):
+            await asyncio.sleep(0.5)
+
 
 Deed = Callable[[World, Simulator], Awaitable[None]]
 
@@ -85,7 +101,7 @@ async def test_jobs_go_when_their_time_to_live_is_over(world: World, seconds: in
         await asyncio.sleep(1.0)
         kinds = [call.what for call in proxy.writes()]
         assert kinds.count("delete jobs") == 3
-        assert kinds.count("patch distillationruns/status") == 4
+        assert kinds.count("patch distillationruns/status") in (3, 4), "two stages may be booked at once"
     assert len(world.job_names()) == 3
     assert (await world.status())["phase"] == "Succeeded"
 
@@ -140,6 +156,7 @@ STATES: dict[str, tuple[Deed, dict[str, Any]]] = {
 async def test_a_run(world: World, state: str, policy: str) -> None:
     """Its Jobs go with it, by their owner alone; the operator has nothing left to say, and trips over nothing."""
     reach, changes = STATES[state]
+    await until_owners_count(world)
     await world.apply(make_manifest(**{"rounds__count": 1, **changes}))
     async with world.proxied() as proxy, operating(world, proxy) as operator, world.simulated(runs_on) as nodes:
         await reach(world, nodes)
@@ -158,10 +175,10 @@ async def test_a_run(world: World, state: str, policy: str) -> None:
 
 
 def troubles(operator: Operator) -> dict[str, float]:
-    """Reconciles that did not go well, by how."""
+    """Reconciles that did not go well, by how. That somebody else was quicker to change a run is no trouble."""
     samples = [sample for metric in operator.metrics.reconciles.collect() for sample in metric.samples]
     counts = {sample.labels["result"]: sample.value for sample in samples if sample.name.endswith("_total")}
-    return {result: count for result, count in counts.items() if result != "done" and count}
+    return {result: count for result, count in counts.items() if result not in ("done", "conflict") and count}
 
 
 @pytest.mark.parametrize("at", ["create jobs", "patch distillationruns/status", "create events"])
@@ -175,6 +192,7 @@ async def test_a_run_in_the_middle_of_a_call(world: World, at: str, when: str) -
             await world.until_so(lambda: not world.feed.runs, lambda: world.feed.runs)
         return None
 
+    await until_owners_count(world)
     async with world.proxied() as proxy:
         if when == "Before":
             proxy.hook = delete
@@ -192,17 +210,32 @@ async def test_a_run_in_the_middle_of_a_call(world: World, at: str, when: str) -
 
 
 async def test_a_run_that_is_made_again_at_once(world: World) -> None:
-    """Under its old name, while the old one's Jobs are still there: it waits for them to go, and then is a run of its own."""
+    """Under its old name, while the old one's Job is still there: it says what it waits for, and begins soon after that is gone."""
+    await until_owners_count(world)
     old = (await world.apply(make_manifest(rounds__count=1)))["metadata"]["uid"]
     async with operating(world), world.simulated(runs_on) as nodes:
         await world.until_job("tiny-preflight-a1")
+        await hold(world, ["example.com/slow"])
         await world.delete_run()
         new = (await world.apply(make_manifest(rounds__count=1)))["metadata"]["uid"]
+        status = await world.until_reason("NameCollision")
+        assert "belongs to an earlier run of this name" in condition(status, "Stalled")[2]
+        await hold(world, None)
+        await world.until_gone("tiny-preflight-a1")
+        begun = time.monotonic()
+        await world.until_so(lambda: len(world.feed.jobs) == 2, world.job_names)
+        assert time.monotonic() - begun < 5.0
         for job in ("preflight", "pretrain", "round-1"):
             await nodes.end_job(f"tiny-{job}-a1")
         await world.until_phase("Succeeded")
     owners = [job.owners[0]["uid"] for job in world.feed.jobs.values()]
     assert owners == [old, new, new, new]
+
+
+async def hold(world: World, finalizers: list[str] | None) -> None:
+    """So that a Job that is deleted goes when we say so."""
+    body = {"metadata": {"finalizers": finalizers}}
+    await world.api.patch(world.jobs("tiny-preflight-a1"), body, content_type="application/merge-patch+json")
 
 
 async def test_jobs_that_were_orphaned_are_nobody_s(world: World) -> None:
@@ -232,4 +265,4 @@ async def test_a_namespace(world: World) -> None:
         asked = len(proxy.calls)
         await asyncio.sleep(1.0)
         assert [call.what for call in proxy.calls[asked:]] == []
-        assert set(troubles(operator)) <= {"conflict"}
+        assert troubles(operator) == {}

@@ -12,7 +12,14 @@ from comd_operator.planner import job_manifest, plan_job, service, stage_config
 from comd_operator.policies.children import Child
 from comd_operator.policies.events import Event
 from comd_operator.runtime.api import Api, ApiError
-from comd_operator.runtime.writes import COLLISION_SECONDS, REFUSAL_SECONDS, GoneError, ObstacleError, Writer
+from comd_operator.runtime.writes import (
+    COLLISION_SECONDS,
+    LEAVING_SECONDS,
+    REFUSAL_SECONDS,
+    GoneError,
+    ObstacleError,
+    Writer,
+)
 from tests.unit.fake_api import FakeApi, refusal
 from tests.unit.kube_objects import at, now
 from tests.unit.test_planner_manifests import BATCH, UID, make
@@ -78,7 +85,8 @@ def test_a_job_that_was_made_before_we_were_killed_is_ours() -> None:
 def test_a_job_of_another_s_is_left_alone(found: dict[str, Any], says: str) -> None:
     error, api = create({("POST", JOBS): EXISTS, ("GET", JOB): found})
     assert isinstance(error, ObstacleError)
-    assert (error.obstacle.reason, error.obstacle.seconds) == ("NameCollision", COLLISION_SECONDS)
+    seconds = LEAVING_SECONDS if "earlier run" in says else COLLISION_SECONDS
+    assert (error.obstacle.reason, error.obstacle.seconds) == ("NameCollision", seconds)
     assert says in error.obstacle.message
     assert "Job tiny-round-1-a1" in error.obstacle.message
     assert [call.verb for call in api.calls] == ["POST", "GET"]

@@ -19,8 +19,8 @@ from comd_operator.runtime.api import Api, ApiError, namespaced
 
 log = logging.getLogger(__name__)
 
-COLLISION_SECONDS, REFUSAL_SECONDS = 10.0, 30.0
-"""Until it is tried again: an earlier run's Job may be on its way out or a webhook be started again; a quota may be raised."""
+LEAVING_SECONDS, COLLISION_SECONDS, REFUSAL_SECONDS = 2.0, 10.0, 30.0
+"""Until it is tried again: an earlier run's Job is on its way out; a webhook may be started again; a quota may be raised."""
 _MAX_EVENT = 1024
 
 
@@ -177,8 +177,10 @@ def _must_be_ours(run: DistillationRun, found: dict[str, Any], *, what: str) -> 
     if owner is not None and owner["uid"] == run.metadata.uid:
         return
     name = found["metadata"]["name"]
-    if owner is not None and owner.get("kind") == "DistillationRun" and owner.get("name") == run.metadata.name:
+    leaving = owner is not None and owner.get("kind") == "DistillationRun" and owner.get("name") == run.metadata.name
+    if leaving:
         words = f"{what} {name} belongs to an earlier run of this name and is on its way out"
     else:
         words = f"{what} {name} exists and is not this run's; delete it, or give the run another name"
-    raise ObstacleError(Obstacle(reason="NameCollision", message=words, seconds=COLLISION_SECONDS))
+    seconds = LEAVING_SECONDS if leaving else COLLISION_SECONDS
+    raise ObstacleError(Obstacle(reason="NameCollision", message=words, seconds=seconds))

@@ -1,6 +1,7 @@
 """What others delete: Jobs and pods in mid-stage, Jobs of runs that have ended, runs in every state."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,7 +25,7 @@ async def until_owners_count(world: World) -> None:
     await world.api.create(world.core("configmaps"), {"metadata": {"name": "owned", "ownerReferences": [reference]}})
     await world.delete_run("owner")
     async with asyncio.timeout(100):
-        while "owned" in await world.kubectl("get", "configmaps"):
+        while "owned" in json.dumps(await world.api.get(world.core("configmaps"))):
             await asyncio.sleep(0.5)
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.nodes.scenes import compare
 from tests.nodes.site import Run, Site
 from tests.nodes.undisturbed import undisturbed, undisturbed_pair
-from tests.nodes.world import CHECKPOINT_STEPS, STEPS, one_round, two_ranks
+from tests.nodes.world import CHECKPOINT_STEPS, one_round, two_ranks
 
 pytestmark = pytest.mark.timeout(1800)
 SHORT_GRACE = 15
@@ -49,7 +49,7 @@ def must_have_cost_nothing(run: Run, *, since: int, node: str, pods: int) -> Non
     stage = run.until_phase("Succeeded")["stages"][-1]
     assert (stage["attempt"], stage.get("failures", 0)) == (2, 0)
     assert nodes_of(run, 2) == [node] * pods
-    assert since <= run.resumed_at(2) < STEPS
+    assert run.resumed_at(2) >= since > 0
 
 
 def test_a_drained_node(site: Site) -> None:

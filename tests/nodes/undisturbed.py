@@ -18,7 +18,10 @@ def undisturbed(site: Site) -> Run:
 
 def undisturbed_pair(site: Site) -> Run:
     """One pod, two ranks, each on a GPU of its own."""
-    return _once("two-gpus", site, two_ranks())
+    run = _once("two-gpus", site, two_ranks())
+    (pod,) = run.pods(stage="round-1")
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    return run
 
 
 def _once(name: str, site: Site, document: dict[str, Any]) -> Run:

@@ -70,9 +70,10 @@ def one_round(**changes: Any) -> dict[str, Any]:
 
 
 def two_ranks(**changes: Any) -> dict[str, Any]:
-    """The same on two GPUs of one node; with `trainer__numNodes=2, trainer__numProcPerNode=1` and one GPU a node, on two."""
+    """The same on two GPUs of one node, with more steps: to drain a node takes a while."""
     return one_round(
         **{
+            "training__maxSteps": 2 * STEPS,
             "trainer__numProcPerNode": 2,
             "trainer__resourcesPerNode": {"limits": {"nvidia.com/gpu": "2"}},
             **changes,

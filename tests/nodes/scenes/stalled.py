@@ -5,6 +5,7 @@ import time
 from functools import partial
 from typing import Any
 
+from tests.cluster.cluster import GPUS
 from tests.nodes.scenes import Scene
 from tests.nodes.site import Run, Site, condition
 from tests.nodes.world import one_round
@@ -15,7 +16,7 @@ PAUSE_SECONDS = 20
 """Between two attempts: so long nothing of the run may be there."""
 QUOTA = {"count/jobs.batch": "10", "pods": "10", "requests.nvidia.com/gpu": "32"}
 RETRY = {"limit": 0, "backoffSeconds": PAUSE_SECONDS}
-GPUS = 16
+TOO_MANY = 2 * GPUS
 """More than a node has, and as many as two have."""
 
 
@@ -100,9 +101,9 @@ SCENES: dict[str, Scene] = {
         after_preflight,
         name="too-many-gpus",
         spec={
-            "training__batchSize": 2 * GPUS,
-            "training__firstRound": {"batchSize": 2 * GPUS},
-            "trainer": {"numProcPerNode": GPUS, "resourcesPerNode": {"limits": {"nvidia.com/gpu": str(GPUS)}}},
+            "training__batchSize": 2 * TOO_MANY,
+            "training__firstRound": {"batchSize": 2 * TOO_MANY},
+            "trainer": {"numProcPerNode": TOO_MANY, "resourcesPerNode": {"limits": {"nvidia.com/gpu": str(TOO_MANY)}}},
         },
         words="Insufficient nvidia.com/gpu",
     ),

@@ -67,7 +67,6 @@ class Site:
             metrics=Metrics(),
             defaults=ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x"),
             patience=Patience(start_seconds=300),
-            may_write=lambda: True,
             clock=lambda: self.seconds,
             now=lambda: MADE + timedelta(seconds=self.seconds),
         )

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.queue import ShutDownError, WorkQueue
+from comd_operator.runtime.queue import WorkQueue
 from tests.unit.virtual_time import VirtualLoop, now, run
 
 KEYS = st.sampled_from("abcd")
@@ -37,8 +37,6 @@ class QueueMachine(RuleBasedStateMachine):
         self.running: set[str] = set()
         self.timers: dict[str, float] = {}
         self.failures: dict[str, int] = {}
-        self.closed = False
-        self.released = 0
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
@@ -46,9 +44,8 @@ class QueueMachine(RuleBasedStateMachine):
             self.loop.close()
 
     def drain(self) -> None:
-        """At the end everything is handed out, and every worker is let go."""
-        self.do(self.queue.shut_down)
-        self.model_shut_down()
+        """In the end everything is handed out, whatever happened before."""
+        self.settle(max(at - self.loop.time() for at in self.timers.values()) if self.timers else 0.0)
         for _ in range(20):
             self.getters.append(self.loop.create_task(self.queue.get()))
             self.settle()
@@ -58,12 +55,11 @@ class QueueMachine(RuleBasedStateMachine):
             self.settle()
         assert not self.wanted
         assert not self.running
+        assert not self.timers
+        for getter in self.getters:
+            getter.cancel()
+        self.settle()
         assert not self.getters
-        assert self.released > 0
-
-    def model_shut_down(self) -> None:
-        self.closed = True
-        self.timers.clear()
 
     def do(self, call: Any, *args: Any, **more: Any) -> None:
         async def inside() -> None:
@@ -87,11 +83,6 @@ class QueueMachine(RuleBasedStateMachine):
         for getter in [getter for getter in self.getters if getter.done()]:
             self.getters.remove(getter)
             if getter.cancelled():
-                continue
-            if isinstance(getter.exception(), ShutDownError):
-                assert self.closed, "nobody is let go before the end"
-                assert not self.wanted - self.running
-                self.released += 1
                 continue
             key = getter.result()
             assert key in self.wanted, f"{key} was handed out, and nobody had added it, or its time had not come"
@@ -123,11 +114,6 @@ class QueueMachine(RuleBasedStateMachine):
     def forget(self, key: str) -> None:
         self.queue.forget(key)
         self.failures.pop(key, None)
-
-    @rule(key=KEYS)
-    def cancel_timer(self, key: str) -> None:
-        self.queue.cancel_timer(key)
-        self.timers.pop(key, None)
 
     @rule()
     def come_to_work(self) -> None:
@@ -161,20 +147,10 @@ class QueueMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.settle(seconds)
 
-    @precondition(lambda self: len(self.running) > 1)
-    @rule()
-    def shut_down(self) -> None:
-        self.do(self.queue.shut_down)
-        self.model_shut_down()
-        self.settle()
-
     def want(self, key: str) -> None:
-        if not self.closed:
-            self.wanted.add(key)
+        self.wanted.add(key)
 
     def want_after(self, key: str, seconds: float) -> None:
-        if self.closed:
-            return
         if seconds <= 0:
             self.wanted.add(key)
         else:

@@ -41,13 +41,11 @@ class ApiError(Exception):
         reason: str,
         message: str,
         retry_after: float | None = None,
-        details: Mapping[str, Any] | None = None,
     ) -> None:
         """reason: the server's word (`Conflict`); without an answer `Timeout`, `NoConnection` or `Garbled`.
         retry_after: seconds, where the server says so."""
         super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
         self.status, self.reason, self.message, self.retry_after = status, reason, message, retry_after
-        self.details = dict(details or {})
 
     @classmethod
     def of(cls, told: Mapping[str, Any], *, status: int, retry_after: float | None = None) -> "ApiError":
@@ -62,7 +60,6 @@ class ApiError(Exception):
             reason=str(told.get("reason") or "Unknown"),
             message=str(told.get("message") or ""),
             retry_after=retry_after,
-            details=details,
         )
 
 

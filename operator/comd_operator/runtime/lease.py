@@ -36,6 +36,10 @@ class LeaseLostError(Exception):
     """It could not be renewed in time, or is another's. All work has been stopped, before anybody else may take it."""
 
 
+class NotLeadingError(Exception):
+    """The Lease is not held any more: nothing may be written."""
+
+
 def boot_clock() -> float:
     """Seconds that also pass while the machine sleeps: a replica that wakes up must not think that it still holds a Lease."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
@@ -83,8 +87,13 @@ class Lease:
         return self._renewed + self._deadline
 
     def is_held(self) -> bool:
-        """To be asked before each write: says no in time by itself, even if this process was frozen meanwhile."""
+        """Says no in time by itself, even if this process was frozen meanwhile."""
         return self._clock() < self.held_until()
+
+    def check(self) -> None:
+        """Goes before each write. Raises NotLeadingError."""
+        if not self.is_held():
+            raise NotLeadingError
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Waits for the Lease, then runs `lead` for as long as it is held. Returns or raises as `lead` does, should that end by

@@ -17,10 +17,6 @@ from comd_operator.runtime.metrics import Metrics
 _MOST_DOUBLINGS = 40
 
 
-class ShutDownError(Exception):
-    """The queue was shut down and is empty: the worker may go home."""
-
-
 class WorkQueue:
     def __init__(
         self,
@@ -46,7 +42,6 @@ class WorkQueue:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._closed = False
         self._metrics = metrics
         metrics.queue_depth.set_function(self.__len__)
         metrics.queue_longest.set_function(self.longest_running)
@@ -61,7 +56,7 @@ class WorkQueue:
 
     def add(self, key: str) -> None:
         """To be worked on as soon as possible; once, however often it is added meanwhile. Its timer stays."""
-        if self._closed or key in self._wanted:
+        if key in self._wanted:
             return
         self._wanted[key] = self._clock()
         self._metrics.queue_adds.inc()
@@ -70,8 +65,6 @@ class WorkQueue:
 
     def add_after(self, key: str, seconds: float) -> None:
         """To be worked on after so many seconds. A key has one timer: the earliest wanted time wins."""
-        if self._closed:
-            return
         if seconds <= 0:
             self.add(key)
             return
@@ -98,25 +91,14 @@ class WorkQueue:
         """It went well: its next failure is its first."""
         self._failures.pop(key, None)
 
-    def cancel_timer(self, key: str) -> None:
-        """A worker that has just got the key and will say anew when to come back does this first, else an old and earlier
-        time costs one visit too many. What waits already is not taken back."""
-        self._due.pop(key, None)
-
     async def get(self) -> str:
-        """The next key; `done` has to follow. One who is cancelled here takes nothing with him.
-
-        Raises:
-            ShutDownError: there is nothing left, and nothing will come.
-        """
+        """The next key; `done` has to follow. One who is cancelled here takes nothing with him."""
         # A key that comes back at once, for ever, must leave a turn to the Lease, the watches and signals.
         await asyncio.sleep(0)
         while True:
             self._release()
             if self._waiting:
                 return self._hand_out()
-            if self._closed:
-                raise ShutDownError
             await self._wait()
 
     def done(self, key: str) -> None:
@@ -130,16 +112,6 @@ class WorkQueue:
         del self._running[key]
         if key in self._wanted:
             self._line_up(key)
-
-    def shut_down(self) -> None:
-        """Takes nothing more, drops timers, hands out what waits, and then lets the workers go."""
-        self._closed = True
-        self._due.clear()
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        while self._idle:
-            self._wake_one()
 
     def _hand_out(self) -> str:
         key = self._waiting.popleft()

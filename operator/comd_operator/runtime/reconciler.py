@@ -47,10 +47,6 @@ class Stores:
     pods: Store[PodRecord]
 
 
-class NotLeadingError(Exception):
-    """The Lease is not ours any more: nothing may be written."""
-
-
 @dataclass
 class _Blocked:
     obstacle: Obstacle
@@ -68,8 +64,6 @@ class Reconciler:
     metrics: Metrics
     defaults: ClusterDefaults
     patience: Patience
-    may_write: Callable[[], bool]
-    """Whether the Lease is held: asked before each write."""
     clock: Callable[[], float]
     """Monotonic seconds."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -118,7 +112,6 @@ class Reconciler:
             await self._tell(run.metadata, decision.event)
         for child in children:
             if child.name in decision.delete and (not child.deleting or child.lost):
-                self.check_leading()
                 log.info("deleting Job %s", child.name)
                 going = await self.writer.delete_job(child, namespace=run.metadata.namespace)
                 if going is not None:
@@ -219,9 +212,7 @@ class Reconciler:
         run = fill(run, self.defaults)
         config = stage_config(run.replace(status=decision.ahead), job)
         if num_nodes(run, job) > 1:
-            self.check_leading()
             await self.writer.ensure_service(run)
-        self.check_leading()
         manifest = job_manifest(run, job, config)
         made = await self.writer.create_job(run, manifest)
         self.stores.jobs.put(made)
@@ -230,7 +221,6 @@ class Reconciler:
     async def _write_status(self, run: DistillationRun, record: RunRecord, decision: Decision) -> None:
         if decision.status == run.status:
             return
-        self.check_leading()
         written = await self.writer.write_status(
             run.metadata, decision.status, resource_version=record.resource_version
         )
@@ -245,7 +235,6 @@ class Reconciler:
         status = refused(before, error.metadata.generation, message=str(error), now=self.now())
         if status == before:
             return
-        self.check_leading()
         written = await self.writer.write_status(error.metadata, status, resource_version=record.resource_version)
         self.stores.runs.put(written)
         await self._tell(error.metadata, Event(type="Warning", reason="InvalidSpec", message=str(error)))
@@ -254,11 +243,6 @@ class Reconciler:
         log.info("%s: %s", event.reason, event.message)
         self.metrics.events.labels(reason=event.reason).inc()
         await self.writer.tell(metadata, event, now=self.now())
-
-    def check_leading(self) -> None:
-        """Raises NotLeadingError."""
-        if not self.may_write():
-            raise NotLeadingError
 
     def _forget(self, uid: str) -> None:
         self._blocked.pop(uid, None)

@@ -31,7 +31,6 @@ class RunRecord(Identity):
     runs would not fit."""
     phase: str | None
     """`status.phase`, for counting."""
-    queue: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +92,6 @@ def read_run(obj: dict[str, Any]) -> RunRecord:
         **_identity(obj, owner=metadata["uid"]),
         body=json.dumps(body, separators=(",", ":")).encode(),
         phase=obj.get("status", {}).get("phase"),
-        queue=(obj.get("spec", {}).get("queue") or {}).get("name"),
     )
 
 

@@ -12,14 +12,14 @@ from typing import Any
 from comd_api import API_VERSION
 from comd_operator.planner import labels
 from comd_operator.runtime.api import Api, ApiError
-from comd_operator.runtime.lease import Lease
+from comd_operator.runtime.lease import Lease, NotLeadingError
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.logcontext import about
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import Patience
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.queue import WorkQueue
-from comd_operator.runtime.reconciler import NotLeadingError, Reconciler, Stores
+from comd_operator.runtime.reconciler import Reconciler, Stores
 from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
 from comd_operator.runtime.reflector import Reflector
 from comd_operator.runtime.second_look import SecondLook
@@ -74,6 +74,17 @@ class Operator:
         self._opened.push_async_callback(self.api.close)
         self.queue: WorkQueue = WorkQueue(metrics=self.metrics)
         self.progress = Progress(every_seconds=options.progress_seconds, on_change=self.queue.add, clock=time.monotonic)
+        self._reconciler = Reconciler(
+            stores=self.stores,
+            writer=Writer(api=self.api),
+            words=Words(api=self.api),
+            second_look=SecondLook(api=self.api),
+            progress=self.progress,
+            metrics=self.metrics,
+            defaults=self.options.defaults,
+            patience=Patience(start_seconds=self.options.start_patience_seconds),
+            clock=time.monotonic,
+        )
         self._watch()
         self.metrics.watch_ages(self._watch_ages)
         self.metrics.count_runs(lambda: (record.phase or "Pending" for record in self.stores.runs))
@@ -134,7 +145,6 @@ class Operator:
     async def _compete(self) -> None:
         options = self.options
         if not options.leader_election:
-            self._reconciler = self._make_reconciler(may_write=lambda: True)
             await self._lead()
             return
         lease = Lease(
@@ -146,24 +156,8 @@ class Operator:
             renew_deadline=options.lease_seconds * 2 / 3,
             retry_period=options.lease_seconds * 2 / 15,
         )
-        self._reconciler = self._make_reconciler(may_write=lease.is_held)
+        self.api.before_write = lease.check
         await lease.run(self._lead)
-
-    def _make_reconciler(self, *, may_write: Any) -> Reconciler:
-        reconciler = Reconciler(
-            stores=self.stores,
-            writer=Writer(api=self.api),
-            words=Words(api=self.api),
-            second_look=SecondLook(api=self.api),
-            progress=self.progress,
-            metrics=self.metrics,
-            defaults=self.options.defaults,
-            patience=Patience(start_seconds=self.options.start_patience_seconds),
-            may_write=may_write,
-            clock=time.monotonic,
-        )
-        self.api.before_write = reconciler.check_leading
-        return reconciler
 
     async def _lead(self) -> None:
         """Works until cancelled. Nothing is decided before everything was listed once; what a standby knows is listed anew, for its

@@ -124,20 +124,29 @@ def raw_rows(path: Path, *, field: str) -> Iterator[tuple[int, Any]]:
         start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"["):
         try:
-            loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+            text = path.read_text(encoding="utf-8-sig")
+            loaded = json.loads(text)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadDataError(f"{field} ({path.name}) starts as a JSON list but is not valid JSON: {error}") from error
+        doubtful = _may_hold_halves(text)
         for number, row in enumerate(loaded, start=1):
-            yield number, _with_whole_characters(row)
+            yield number, _with_whole_characters(row) if doubtful else row
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, _with_whole_characters(json.loads(line.decode("utf-8-sig")))
+                text = line.decode("utf-8-sig")
+                row = json.loads(text)
+                yield number, _with_whole_characters(row) if _may_hold_halves(text) else row
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 yield number, RowError(f"is not JSON ({error})")
+
+
+def _may_hold_halves(text: str) -> bool:
+    """UTF-8 has no surrogates; only JSON's escapes can bring them in."""
+    return "\\ud" in text or "\\uD" in text
 
 
 def _with_whole_characters(row: Any) -> Any:

@@ -8,6 +8,7 @@ has been finished is finished because the status says so, never because a Job is
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from comd_api.run import DistillationRun
 from comd_api.status import ExitClass, RunStatus, StageStatus
@@ -21,6 +22,15 @@ from comd_operator.policies.events import Event, event
 from comd_operator.policies.hold import Hold, Obstacle, hold
 from comd_operator.policies.results import record
 from comd_operator.policies.summary import summarize
+
+
+class _Step(NamedTuple):
+    status: RunStatus
+    create: list[JobPlan] = []  # noqa: RUF012 (never changed)
+    adopted: bool = False
+    """The next Job was there already, because we were stopped between making it and writing that down."""
+    outdated: str | None = None
+    """Name of the next Job when it is there, but was made of another spec than the run has now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +56,7 @@ def decide(
         return _keep_ended(run, before, children, now)
 
     status, settled, paused = before, None, False
-    create: list[JobPlan] = []
+    step = _Step(status)
     while True:
         status = _admit_finishing(status, children, now)
         if settled is None and _is_finishing(status, children):
@@ -58,11 +68,12 @@ def decide(
             break
         if _newly_retrying(before, status):
             break  # What ended the last attempt is written down before the next one is made.
-        status, create, adopted = _advance(run, status, children, now, obstacle=obstacle)
-        if not adopted:
+        step = _advance(run, status, children, now, obstacle=obstacle)
+        status = step.status
+        if not step.adopted:
             break
 
-    leftovers = _leftovers(status, children)
+    leftovers = _leftovers(status, children, outdated=step.outdated)
     ahead = status
     if settled is not None:
         # The successor of a Job that is finishing starts now; both are written down at once when that Job is complete.
@@ -73,7 +84,7 @@ def decide(
     status = summarize(run.spec, status, now, paused=paused, hold=held, progress=progress)
     status = _stamp(run, status, now, hold=held)
     return Decision(
-        create=create,
+        create=step.create,
         delete=leftovers,
         status=status,
         ahead=ahead if settled is not None else status,
@@ -125,7 +136,9 @@ def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child],
         stage = stage.replace(job_uid=child.uid)
         status = ledger.put(status, stage)
     if child.started and stage.exit_class == "CannotStart":
-        stage = stage.replace(exit_class=None, message=None)  # This attempt has shown that it can be.
+        stage = stage.replace(
+            exit_class=None, message=None, waiting_since=None
+        )  # This attempt has shown that it can be.
         status = ledger.put(status, stage)
     if child.state == "Queued":
         return queue.enter(status, stage, now, preempted=child.preempted)
@@ -188,20 +201,19 @@ def _newly_retrying(before: RunStatus, status: RunStatus) -> bool:
 
 def _advance(
     run: DistillationRun, status: RunStatus, children: Sequence[Child], now: datetime, *, obstacle: Obstacle | None
-) -> tuple[RunStatus, list[JobPlan], bool]:
-    """The next Job, when there is one, it is due, and nothing else is left running. One that is there already, because we
-    were stopped between making it and writing that down, is adopted (third value)."""
+) -> _Step:
+    """The next Job, when there is one, it is due, and nothing else is left running."""
     stage = ledger.current(status)
     if ledger.in_flight(stage):
-        return status, [], False
+        return _Step(status)
     status = queue.start_clock(status, now)
     if stage is None:
         name = stages.upcoming(run.spec, status)
         if name is None:
-            return status, [], False
+            return _Step(status)
         stage = StageStatus(name=name)
     if stage.phase == "Failed":
-        return status, [], False
+        return _Step(status)
 
     first_or_again = stage.exit_class != "Done" or stage.attempt == 0
     begun = stage.replace(attempt=stage.attempt + first_or_again, phase="Running", retry_time=None)
@@ -210,7 +222,9 @@ def _advance(
     )
     there = next((child for child in children if child.name == job.name), None)
     if there is None and (until(stage.retry_time, now) > 0 or _any_live(children) or obstacle is not None):
-        return ledger.put(status, stage), [], False
+        return _Step(ledger.put(status, stage))
+    if there is not None and there.generation not in (None, run.metadata.generation):
+        return _Step(ledger.put(status, stage), outdated=there.name)
 
     start = to_text(there.created if there is not None and there.created is not None else now)
     queued = run.spec.queue is not None
@@ -221,11 +235,11 @@ def _advance(
         start_time=stage.start_time or start,
         attempt_start_time=None if queued else start,
         queued_since=start if queued else None,
-        waiting_since=stage.waiting_since if stage.exit_class == "CannotStart" else start if queued else None,
+        waiting_since=stage.waiting_since or (start if queued else None),
     )
     status = status.replace(start_time=status.start_time or start)
     status = queue.stop_clock(status, now) if queued else queue.start_clock(status, now)
-    return ledger.put(status, begun), [] if there is not None else [job], there is not None
+    return _Step(ledger.put(status, begun), create=[] if there is not None else [job], adopted=there is not None)
 
 
 def _any_live(children: Sequence[Child]) -> bool:
@@ -233,10 +247,14 @@ def _any_live(children: Sequence[Child]) -> bool:
     return any(child.live and child.state != "Finishing" for child in children)
 
 
-def _leftovers(status: RunStatus, children: Sequence[Child]) -> list[str]:
-    """Everything that may still run and is not the Job in flight."""
+def _leftovers(status: RunStatus, children: Sequence[Child], *, outdated: str | None) -> list[str]:
+    """Everything that may still run and is not the Job in flight, and the next one when it has to be made anew."""
     kept = observed.in_flight(ledger.current(status), children)
-    return [child.name for child in children if child.live and child is not kept and child.state != "Finishing"]
+    return [
+        child.name
+        for child in children
+        if child.name == outdated or (child.live and child is not kept and child.state != "Finishing")
+    ]
 
 
 def _stamp(

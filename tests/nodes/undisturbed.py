@@ -18,13 +18,10 @@ def undisturbed(site: Site) -> Run:
 
 def undisturbed_pair(site: Site) -> Run:
     """One pod, two ranks, each on a GPU of its own."""
-    run = _once("two-gpus", site, two_ranks())
-    (pod,) = run.pods(stage="round-1")
-    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "2"}
-    return run
+    return _once("two-gpus", site, two_ranks(), gpus=2)
 
 
-def _once(name: str, site: Site, document: dict[str, Any]) -> Run:
+def _once(name: str, site: Site, document: dict[str, Any], *, gpus: int | None = None) -> Run:
     with _lock:
         first = name not in _made
         made = _made.setdefault(name, Future())
@@ -33,6 +30,9 @@ def _once(name: str, site: Site, document: dict[str, Any]) -> Run:
             run = site.apply(document, site.namespace(name))
             status = run.until_phase("Succeeded")
             assert all(stage["attempt"] == 1 for stage in status["stages"])
+            if gpus is not None:
+                (pod,) = run.pods(stage="round-1")
+                assert pod["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": str(gpus)}
             made.set_result(run)
         except BaseException as error:
             made.set_exception(error)

@@ -34,6 +34,7 @@ def job_object(
     queue: str | None = None,
     conditions: list[Any] | None = None,
     deleting: float | None = None,
+    started: float | None = None,
     owner: str | None = RUN_UID,
     uid: str = JOB_UID,
     own_labels: dict[str, str] | None = None,
@@ -59,7 +60,10 @@ def job_object(
     return {
         "metadata": metadata,
         "spec": {"completions": nodes, "parallelism": nodes, **({"suspend": True} if suspend else {})},
-        "status": {"conditions": conditions} if conditions else {},
+        "status": {
+            **({"conditions": conditions} if conditions else {}),
+            **({"startTime": at(started)} if started is not None else {}),
+        },
     }
 
 

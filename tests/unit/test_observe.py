@@ -273,8 +273,10 @@ def test_patience_with_pods_that_no_node_could_take(words: str, waited: float, g
 
 
 def test_one_pod_that_finds_no_node_holds_up_the_others() -> None:
+    """And as long as one of them has not run, they have not shown that they can."""
     child = seen(job(nodes=2), running_pod(), homeless_pod(FULL, index=1))
-    assert (child.state, child.started) == ("Queued", True)
+    assert (child.state, child.started) == ("Queued", False)
+    assert seen(job(nodes=2), running_pod(), running_pod(index=1)).started
 
 
 NO_PODS = Wait(reason="FailedCreate", message="exceeded quota: gpus", stuck=True)
@@ -373,3 +375,14 @@ def test_a_job_that_ended_before_it_was_deleted_has_ended() -> None:
         job(deleting=120, conditions=[condition("Complete", since=100)]), ended_pod(0, text=message("Done")), after=121
     )
     assert (child.state, child.exit_class, child.deleting) == ("Succeeded", "Done", True)
+
+
+def test_patience_begins_when_a_job_may_begin() -> None:
+    """Not while it was queued, or no node was there for it yet."""
+    admitted = job(conditions=[condition("Suspended", "False", since=1000)], started=1000)
+    assert seen(admitted, wait=NO_PODS, after=1299).state == "Queued"
+    assert seen(admitted, wait=NO_PODS, after=1300).state == "Failed"
+    placed = [condition("PodScheduled", since=2000)]
+    fresh = waiting_pod("ContainerCreating", conditions=placed)
+    assert seen(admitted, fresh, wait=NO_PODS, after=2299).state == "Queued"
+    assert seen(admitted, fresh, wait=NO_PODS, after=2300).state == "Failed"

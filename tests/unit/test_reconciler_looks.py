@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from comd_api.run import DistillationRun
 from comd_operator.planner import ClusterDefaults, job_manifest, labels, plan_job, stage_config
-from comd_operator.runtime.api import Api
+from comd_operator.runtime.api import Api, ApiError
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import LOST_SECONDS, Patience
 from comd_operator.runtime.progress import Progress
@@ -34,11 +34,15 @@ class TakesStatus(FakeApi):
     def __init__(self, run: dict[str, Any]) -> None:
         super().__init__()
         self.run, self.version = run, 100
+        self.refused: list[ApiError] = []
+        """What the next writes of a status are answered."""
 
     async def patch(self, path: str, body: Any, *, content_type: str, **_: Any) -> Any:
         await super().patch(path, body, content_type=content_type)
         if not path.endswith("/status"):
             return body
+        if self.refused:
+            raise self.refused.pop(0)
         self.version += 1
         metadata = {**self.run["metadata"], "resourceVersion": str(self.version)}
         self.run = {**self.run, "metadata": metadata, "status": body[1]["value"]}

@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 
+from comd_api.stage import StageResult
+from comd_api.status import ArtifactRef
 from comd_operator.planner import labels
 from comd_operator.runtime.api import ApiError
+from comd_operator.runtime.reconciler import GONE_SECONDS
 from tests.unit.fake_api import refusal
-from tests.unit.kube_objects import pod_object
+from tests.unit.kube_objects import at, condition, pod_object
 from tests.unit.test_planner_manifests import UID
 from tests.unit.test_reconciler_looks import JOB, Site
 
@@ -137,3 +140,111 @@ def test_a_run_whose_storage_moved_says_so() -> None:
     ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
     assert (told["phase"], ready["reason"]) == ("Stalled", "InvalidSpec")
     assert "s3://old/x/a" in ready["message"]
+
+
+def test_storage_that_moves_while_the_first_stage_runs_is_noticed_before_the_next_is_made() -> None:
+    site = Site()
+    site.pod()
+    site.look(1)
+    result = StageResult(
+        exit_class="Done", artifacts=[ArtifactRef(name="preflight", uri="s3://old/x/a", digest="sha256:" + "0" * 64)]
+    )
+    ended = {"exitCode": 0, "message": result.model_dump_json(by_alias=True, exclude_none=True)}
+    pod = pod_object(state={"terminated": ended}, phase="Succeeded")
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    site.tell(site.stores.pods, pod)
+    done = [condition("Complete", reason="CompletionsReached", since=100)]
+    site.tell(site.stores.jobs, {**site.job, "status": {"conditions": done}})
+    site.look(1)
+    made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
+    assert made == ["tiny-preflight-a1"]
+    told = site.api.told("PATCH")[-1].body[1]["value"]
+    assert told["phase"] == "Stalled"
+    assert "s3://old/x/a" in told["conditions"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"owner": None}, {"namespace": "elsewhere"}], ids=["of no Job", "in another namespace"]
+)
+def test_a_pod_that_only_carries_our_labels_holds_nothing_up(changes: dict[str, Any]) -> None:
+    site = Site()
+    site.pod()
+    site.look(1)
+    site.api.answers["GET", JOB] = refusal(404)
+    site.stores.jobs.discard(site.versioned(site.job))
+    site.stores.pods.discard(site.versioned(pod_object()))
+    namespace = changes.pop("namespace", "team")
+    pod = pod_object(state={"running": {}}, **changes)
+    pod["metadata"] |= {"namespace": namespace, "name": "copy", "uid": "copy"}
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    site.tell(site.stores.pods, pod)
+    site.look(1)
+    site.look(60)
+    made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
+    assert made == ["tiny-preflight-a1", "tiny-preflight-a2"]
+
+
+def test_a_run_that_another_manages_is_left_alone_even_if_it_can_not_be_read() -> None:
+    site = Site()
+    calls = len(site.api.calls)
+    trainer = {"resourcesPerNode": {"limits": {"cpu": -1}}}
+    begun_anew(site, spec={**site.api.run["spec"], "trainer": trainer, "managedBy": "example.com/other"}, status={})
+    site.look(1)
+    assert len(site.api.calls) == calls
+
+
+def test_a_begun_run_that_can_not_be_read_any_more_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    site = Site()
+    calls = len(site.api.calls)
+    begun_anew(site, spec={**site.api.run["spec"], "trainer": {"resourcesPerNode": {"limits": {"cpu": -1}}}})
+    site.look(1)
+    assert len(site.api.calls) == calls
+    assert "left alone, though it was begun: spec.trainer.resourcesPerNode.limits.cpu" in caplog.text
+
+
+def test_a_write_that_finds_nothing_is_no_end_unless_the_watch_says_so() -> None:
+    """The kind itself may have been away, as when its definition is made anew."""
+    site = Site()
+    site.api.refused = [refusal(404), refusal(404)]
+    begun_anew(site, spec={**site.api.run["spec"], "suspend": True})
+    assert site.look(1) == GONE_SECONDS
+    trainer = {"resourcesPerNode": {"limits": {"cpu": -1}}}
+    begun_anew(site, spec={**site.api.run["spec"], "trainer": trainer}, status={})
+    assert site.look(1) == GONE_SECONDS
+    site.stores.runs.discard(site.versioned(site.api.run))
+    assert site.look(1) is None
+
+
+def test_a_job_that_was_there_already_is_looked_at_again() -> None:
+    """The answer to its making was lost, and the watch tells nothing of it that the store has not had from our own question."""
+    site = Site()
+    site.api.answers["GET", JOB] = refusal(404)
+    site.stores.jobs.discard(site.versioned(site.job))
+    site.look(1)
+    name = "tiny-preflight-a2"
+    metadata = {**site.job["metadata"], "name": name, "uid": "second"}
+    found = site.versioned({**site.job, "metadata": metadata, "status": {"startTime": at(70)}})
+    site.api.answers["POST", JOB.rpartition("/")[0]] = refusal(409, "AlreadyExists")
+    site.api.answers["GET", f"{JOB.rpartition('/')[0]}/{name}"] = found
+    assert site.look(60) == 0.0
+    assert site.api.told("PATCH")[-1].body[1]["value"]["stages"][0]["jobUid"] == "second"
+
+
+def test_nobody_asks_for_the_progress_of_a_run_that_is_gone() -> None:
+    site = Site()
+    site.reconciler.progress.follow("job", ip="10.0.0.7", run_uid=UID)
+    site.stores.jobs.discard(site.versioned(site.job))
+    site.stores.runs.discard(site.versioned(site.api.run))
+    site.look(1)
+    assert not site.reconciler.progress._followed
+
+
+def test_a_new_operator_keeps_the_progress_that_was_known() -> None:
+    site = Site()
+    site.pod()
+    site.look(1)
+    begun_anew(site, status={**site.api.run["status"], "progress": "check 40 %"})
+    writes = len(site.api.told("PATCH"))
+    site.look(1)
+    told = [call.body[1]["value"].get("progress") for call in site.api.told("PATCH")[writes:]]
+    assert set(told) <= {"check 40 %"}

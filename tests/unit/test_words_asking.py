@@ -1,6 +1,7 @@
 """Whom the words of a waiting Job are asked of, and how often."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from comd_operator.policies.queue import Wait
 from comd_operator.runtime.api import Api
 from comd_operator.runtime.records import JobRecord
-from comd_operator.runtime.words import LONGEST_SECONDS, Words
+from comd_operator.runtime.words import LONGEST_SECONDS, UNREADABLE_SECONDS, Words
 from tests.unit.fake_api import FakeApi, refusal
 from tests.unit.kube_objects import condition, job, now
 from tests.unit.test_words import NO_QUOTA, PREEMPTED, QUEUED, event, pending, workload
@@ -193,3 +194,38 @@ def test_a_job_that_no_queue_holds_speaks_by_its_events(waiting: JobRecord, reas
     words, _ = asker.ask()
     assert (words.reason if words is not None else None) == reason
     assert asker.asked == ["events"]
+
+
+def test_words_about_what_is_over_are_not_heard_any_more() -> None:
+    """What kept a Job in the queue says nothing of its pods once it was admitted."""
+    asker = Asker({GROUP: V1BETA1, WORKLOAD_LIST: listed(workload(pending(NO_QUOTA))), EVENT_LIST: listed()})
+    assert asker.ask()[0] is not None
+    asker.waiting = job(queue="gpus")
+    assert asker.ask(after=0.5)[0] is None
+
+
+def test_a_right_that_is_missing_in_one_namespace_is_not_in_another_and_may_be_given_later() -> None:
+    other = ("GET", WORKLOAD_LIST[1].replace("team", "other"))
+    words = listed(workload(pending(NO_QUOTA)))
+    answers = {GROUP: V1BETA1, WORKLOAD_LIST: [refusal(403), words], EVENT_LIST: listed(), other: words}
+    asker = Asker(answers)
+    assert asker.ask()[0] is None
+    asker.waiting = replace(QUEUED, namespace="other", uid="another")
+    assert asker.ask()[0] == Wait(reason="Pending", message=NO_QUOTA)
+    asker.waiting = QUEUED
+    assert asker.ask(after=LONGEST_SECONDS)[0] is None
+    assert asker.ask(after=UNREADABLE_SECONDS)[0] == Wait(reason="Pending", message=NO_QUOTA)
+
+
+def test_the_scheduler_counts_nodes_all_the_time_and_is_heard_now_and_then() -> None:
+    words = Words(api=cast(Api, FakeApi()))
+
+    def show(message: str, clock: float, *, stuck: bool = False) -> tuple[str, float | None]:
+        wait, left = words.steady("job", Wait(reason="Unschedulable", message=message, stuck=stuck), clock=clock)
+        return wait.message, left
+
+    assert show("0/9 nodes", 0) == ("0/9 nodes", None)
+    assert show("0/8 nodes", 10) == ("0/9 nodes", 20)
+    assert show("0/7 nodes", 31) == ("0/7 nodes", None)
+    assert show("no node could", 32, stuck=True) == ("no node could", None), "that it can't end is told at once"
+    assert show("no node could", 40, stuck=True) == ("no node could", None)

@@ -12,6 +12,9 @@ SELECTOR = f"{MANAGED_BY}={OPERATOR_NAME}"
 MANAGER = f"{GROUP}/operator"
 """In `spec.managedBy` of a run, as good as nothing: this operator works on it."""
 
+GENERATION = f"{GROUP}/generation"
+"""An annotation: of the run, when a Job was made for it."""
+
 RUN, RUN_UID, STAGE, ROUND, ATTEMPT, JOB_INDEX = (
     f"{GROUP}/{name}" for name in ("run", "run-uid", "stage", "round", "attempt", "job-index")
 )

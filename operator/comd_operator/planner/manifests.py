@@ -98,6 +98,7 @@ def job_manifest(run: DistillationRun, job: JobPlan, config: StageConfig) -> dic
             "name": job.name,
             "namespace": run.metadata.namespace,
             "labels": {**own, **queueing},
+            "annotations": {labels.GENERATION: str(run.metadata.generation)},
             "ownerReferences": [owner(run)],
         },
         "spec": {

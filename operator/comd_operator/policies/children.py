@@ -25,6 +25,8 @@ class Child:
     """`Queued`: admitted by nobody yet, or by no node. `Running`: from then until the last of its processes has ended. `Finishing`: all
     of them ended well and the result is read, but the Job is not complete: its pods may still hold their GPUs for a second."""
     uid: str | None = None
+    generation: int | None = None
+    """Of the run that it was made for, where its body notes that."""
     created: datetime | None = None
     started: bool = True
     """Whether a container of it has run: a Job that was never started has not shown that it can be."""

@@ -53,8 +53,8 @@ def check(spec: RunSpec, status: RunStatus, stage: StageStatus | None, now: date
 
 
 def _waits(stage: StageStatus) -> bool:
-    """In the queue, or between two attempts of which the last could not be started."""
-    return stage.queued_since is not None or (stage.phase == "Retrying" and stage.exit_class == "CannotStart")
+    """In the queue, or between two attempts of which the last could not begin."""
+    return stage.queued_since is not None or (stage.phase == "Retrying" and stage.waiting_since is not None)
 
 
 def run_active(status: RunStatus, now: datetime) -> float:

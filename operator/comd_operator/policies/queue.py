@@ -24,12 +24,13 @@ def enter(status: RunStatus, stage: StageStatus, now: datetime, *, preempted: bo
     """The Job of the stage waits. Waiting on changes nothing."""
     if stage.queued_since is not None:
         return status
+    has_run = preempted and stage.exit_class != "CannotStart"
     stage = stage.replace(
         phase="Queued",
         active_seconds=stage_active(stage, now),
         attempt_start_time=None,
         queued_since=to_text(now),
-        waiting_since=stage.waiting_since if stage.exit_class == "CannotStart" else to_text(now),
+        waiting_since=to_text(now) if has_run else stage.waiting_since or to_text(now),
         preemptions=stage.preemptions + preempted,
     )
     return stop_clock(ledger.put(status, stage), now)

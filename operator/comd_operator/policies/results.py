@@ -25,7 +25,8 @@ def record(
     """The ledger's entry after a Job of the stage has ended."""
     lasted = since(stage.attempt_start_time, ended)
     stage = merge(stage, result) if result is not None else stage
-    waiting = _waiting_since(stage, exit_class) or to_text(ended)
+    waiting = stage.waiting_since or stage.queued_since or stage.attempt_start_time or to_text(ended)
+    never_began = exit_class == "CannotStart" or stage.queued_since is not None
     stage = queue.end_wait(stage, ended)
     stage = stage.replace(active_seconds=stage.active_seconds + lasted, attempt_start_time=None, exit_class=exit_class)
     if exit_class == "Done":
@@ -37,18 +38,12 @@ def record(
     stage = stage.replace(
         message=message[:MAX_MESSAGE] or None,
         failures=stage.failures + verdict.counts,
-        waiting_since=waiting if exit_class == "CannotStart" else None,
+        # Attempts in a row of which none could begin wait as one.
+        waiting_since=waiting if never_began else None,
     )
     if verdict.again:
         return stage.replace(phase="Retrying", retry_time=to_text_after(ended, verdict.delay))
     return stage.replace(phase="Failed", completion_time=to_text(ended))
-
-
-def _waiting_since(stage: StageStatus, exit_class: ExitClass) -> str | None:
-    """Before the end of this attempt is written down: the wait of attempts in a row that could not be started is one."""
-    if stage.exit_class == "CannotStart" and exit_class == "CannotStart":
-        return stage.waiting_since
-    return stage.queued_since or stage.attempt_start_time
 
 
 def _one_job_further(stage: StageStatus, *, spec: RunSpec, message: str, ended: datetime) -> StageStatus:

@@ -28,5 +28,5 @@ def pause(status: RunStatus, now: datetime, *, message: str) -> RunStatus:
             stage = queue.end_wait(stage, now).replace(
                 active_seconds=stage_active(stage, now), attempt_start_time=None, exit_class="TryAgain", message=message
             )
-        status = ledger.put(status, stage.replace(phase="Suspended", retry_time=None))
+        status = ledger.put(status, stage.replace(phase="Suspended", retry_time=None, waiting_since=None))
     return queue.stop_clock(status, now)

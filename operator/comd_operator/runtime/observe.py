@@ -76,8 +76,9 @@ def observe(
         job_index=job.job_index,
         state="Running",
         uid=job.uid,
+        generation=job.generation,
         created=job.created,
-        started=any(pod.started and pod.exit_reason not in NEVER_RAN for pod in own),
+        started=len({pod.index for pod in own if pod.started and pod.exit_reason not in NEVER_RAN}) >= job.nodes,
         deleting=job.deleting is not None,
     )
     if job.ended == "Complete":
@@ -97,13 +98,18 @@ def observe(
     return _starting(child, job, own, wait=wait, patience=patience, now=now) or replace(child, progress=progress)
 
 
-def left_behind(pods: Sequence[PodRecord], jobs: Sequence[JobRecord], *, now: datetime) -> list[PodRecord]:
-    """Pods whose Job is gone, and that still run: whoever deletes a Job without waiting leaves them to save and to end."""
+def left_behind(
+    pods: Sequence[PodRecord], jobs: Sequence[JobRecord], *, namespace: str, now: datetime
+) -> list[PodRecord]:
+    """Pods whose Job is gone, and that still run: whoever deletes a Job without waiting leaves them to save and to end. Pods that no
+    Job controls, or elsewhere, only carry our labels."""
     known = {job.uid for job in jobs}
     return [
         pod
         for pod in pods
-        if pod.job_uid not in known
+        if pod.job_uid is not None
+        and pod.namespace == namespace
+        and pod.job_uid not in known
         and pod.started
         and pod.exit_code is None
         and pod.phase not in ("Succeeded", "Failed")
@@ -271,7 +277,12 @@ def _held(job: JobRecord, pods: Sequence[PodRecord], *, wait: Wait | None) -> tu
             words = Wait(reason="Unschedulable", message=pod.unschedulable, stuck=no_node_could(pod.unschedulable))
             return words, pod.unschedulable_since or job.created
     nothing_runs = not any(pod.started for pod in pods)
-    return (wait, job.created) if wait is not None and nothing_runs else None
+    return (wait, since_when(job, pods)) if wait is not None and nothing_runs else None
+
+
+def since_when(job: JobRecord, pods: Sequence[PodRecord]) -> datetime:
+    """Since when a Job of which nothing runs has been free to: its pods have their nodes, it was admitted, it was made."""
+    return max((pod.placed for pod in pods if pod.placed is not None), default=None) or job.started or job.created
 
 
 def _is_unstartable(pod: PodRecord) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from comd_operator.policies.queue import Wait
 from comd_operator.runtime.logcontext import at
 from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe
+from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe, since_when
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, read_job
 from comd_operator.runtime.second_look import SecondLook, ends_are_told
@@ -37,6 +38,8 @@ PODLESS_SECONDS = 2.0
 """A Job without pods for so long is asked why."""
 STARTING_SECONDS = 20.0
 """So is a pod that has a node and does not start on it: what it mounts may not be there."""
+GONE_SECONDS = 30.0
+"""What the server says is gone is looked at again, should the watch not have told by then: the kind itself may have been away."""
 _BEFORE_IT_STARTS = ("", "ContainerCreating", "PodInitializing")
 
 
@@ -82,18 +85,18 @@ class Reconciler:
             self._forget(uid)
             return None
         try:
-            run = parse(record)
-        except UnreadableError as error:
-            await self._refuse(record, error)
-            return None
-        if run.spec.managed_by not in (None, labels.MANAGER):
-            self._forget(uid)
-            return None
-        try:
+            try:
+                run = parse(record)
+            except UnreadableError as error:
+                if _is_ours(error.managed_by):
+                    await self._refuse(record, error)
+                return None
+            if not _is_ours(run.spec.managed_by):
+                self._forget(uid)
+                return None
             return await self._step(run, record)
         except GoneError:
-            self._forget(uid)
-            return None
+            return GONE_SECONDS  # Unless the watch tells before that it is.
 
     async def _step(self, run: DistillationRun, record: RunRecord) -> float | None:
         children, look = await self._children(run)
@@ -103,6 +106,8 @@ class Reconciler:
         try:
             for job in decision.create:
                 made = await self._create(run, job, decision)
+                if made.get("status"):
+                    look = 0.0  # It was there before, and the watch may have nothing more to tell of it.
                 decision = replace(decision, status=ledger.note_uid(decision.status, made["metadata"]))
         except ObstacleError as error:
             self._block(run, error.obstacle)
@@ -124,20 +129,27 @@ class Reconciler:
         stage = ledger.current(run.status or RunStatus())
         if stage is not None and ledger.in_flight(stage):
             await self._look_twice(run, stage)
-        pods, now = self.stores.pods.of(run.metadata.uid), self.now()
+        pods, namespace, now = self.stores.pods.of(run.metadata.uid), run.metadata.namespace, self.now()
         jobs = self.stores.jobs.of(run.metadata.uid)
         self.progress.keep_only({job.uid for job in jobs}, run_uid=run.metadata.uid)
-        children = [Child.of_pod(pod.name, uid=pod.uid) for pod in left_behind(pods, jobs, now=now)]
+        children = [
+            Child.of_pod(pod.name, uid=pod.uid) for pod in left_behind(pods, jobs, namespace=namespace, now=now)
+        ]
         looks = [LOST_SECONDS] if children else []
         for job in jobs:
             own = [pod for pod in pods if pod.job_uid == job.uid]
+            current = stage is not None and stage.job_uid == job.uid
             wait, pause = await self._wait(job, own, now=now)
             looks += [pause] if pause is not None else []
-            text = self.progress.of(job.uid)
+            text = self.progress.of(job.uid) or (run.status.progress if run.status and current else None)
             child = observe(job, own, wait=wait, progress=text, patience=self.patience, now=now)
             look = next_look(job, own, wait=wait, patience=self.patience, now=now)
             looks += [look] if look is not None else []
-            running = stage is not None and stage.job_name == job.name and child.state == "Running"
+            if child.wait is not None and child.wait.reason == "Unschedulable":
+                steady, newer = self.words.steady(job.uid, child.wait, clock=self.clock())
+                looks += [newer] if newer is not None else []
+                child = replace(child, wait=steady)
+            running = current and child.state == "Running"
             first = next((pod for pod in own if pod.index == 0 and pod.started and pod.exit_code is None), None)
             if running and first is not None and first.ip is not None:
                 self.progress.follow(job.uid, ip=first.ip, run_uid=run.metadata.uid)
@@ -150,11 +162,11 @@ class Reconciler:
         self, job: JobRecord, pods: Sequence[PodRecord], *, now: datetime
     ) -> tuple[Wait | None, float | None]:
         """Why nothing of a Job runs, for one of which nothing does, and when that is worth asking again."""
-        silent = job.suspended or (job.started and not any(pod.started for pod in pods))
+        silent = job.suspended or (job.started is not None and not any(pod.started for pod in pods))
         if job.ended is not None or job.deleting is not None or not silent:
             self.words.forget(job.uid)
             return None, None
-        age = (now - job.created).total_seconds()
+        age = (now - since_when(job, pods)).total_seconds()
         patience = 0.0 if job.suspended else STARTING_SECONDS if pods else PODLESS_SECONDS
         if age < patience:
             return None, patience - age
@@ -179,6 +191,8 @@ class Reconciler:
 
     def _obstacle(self, run: DistillationRun) -> Obstacle | None:
         words = self._problem(run)
+        if words is None and run.status is not None and not ledger.in_flight(ledger.current(run.status)):
+            words = moved_storage(fill(run, self.defaults))
         if words is not None:
             return Obstacle(reason="InvalidSpec", message=words)
         blocked = self._blocked.get(str(run.metadata.uid))
@@ -190,27 +204,28 @@ class Reconciler:
         return Obstacle(
             reason=blocked.obstacle.reason,
             message=blocked.obstacle.message,
-            seconds=max(0.0, blocked.until - self.clock()),
+            seconds=None if blocked.until == math.inf else max(0.0, blocked.until - self.clock()),
         )
 
     def _problem(self, run: DistillationRun) -> str | None:
-        """Found once for each generation of the spec: it takes as long as the decision."""
+        """What no artifact can change is found once for each generation of the spec: it takes as long as the decision."""
         uid, generation = str(run.metadata.uid), run.metadata.generation
         known = self._problems.get(uid)
         if known is None or known[0] != generation:
-            filled = fill(run, self.defaults)
-            known = self._problems[uid] = (generation, problem(filled) or moved_storage(filled))
+            known = self._problems[uid] = (generation, problem(fill(run, self.defaults)))
         return known[1]
 
     def _block(self, run: DistillationRun, obstacle: Obstacle) -> None:
-        assert obstacle.seconds is not None, "what the API server refused may be taken later"
-        until = self.clock() + obstacle.seconds
+        until = math.inf if obstacle.seconds is None else self.clock() + obstacle.seconds
         self._blocked[str(run.metadata.uid)] = _Blocked(obstacle, run.metadata.generation, until)
 
     async def _create(self, run: DistillationRun, job: JobPlan, decision: Decision) -> dict[str, Any]:
         """The config is made from the status as it will be: it names what the stages before have made."""
-        run = fill(run, self.defaults)
-        config = stage_config(run.replace(status=decision.ahead), job)
+        run = fill(run, self.defaults).replace(status=decision.ahead)
+        moved = moved_storage(run)
+        if moved is not None:
+            raise ObstacleError(Obstacle(reason="InvalidSpec", message=moved))
+        config = stage_config(run, job)
         if num_nodes(run, job) > 1:
             await self.writer.ensure_service(run)
         manifest = job_manifest(run, job, config)
@@ -230,7 +245,10 @@ class Reconciler:
     async def _refuse(self, record: RunRecord, error: "UnreadableError") -> None:
         """A spec that its schema takes and we can't read: a form that a schema has no words for, such as that of a map's keys."""
         before = error.status
-        if before is None or before.phase in ("Succeeded", "Failed") or before.stages:
+        if before is None or before.phase in ("Succeeded", "Failed"):
+            return
+        if before.stages:
+            log.error("is left alone, though it was begun: %s", error)
             return
         status = refused(before, error.metadata.generation, message=str(error), now=self.now())
         if status == before:
@@ -247,17 +265,21 @@ class Reconciler:
     def _forget(self, uid: str) -> None:
         self._blocked.pop(uid, None)
         self._problems.pop(uid, None)
+        self.progress.keep_only((), run_uid=uid)
         for job in self.stores.jobs.of(uid):
             self.words.forget(job.uid)
-            self.progress.forget(job.uid)
 
 
 class UnreadableError(Exception):
     """status: None when it is the status that can't be read, as one that another version has written: it is then left alone."""
 
-    def __init__(self, message: str, *, metadata: ObjectMeta, status: RunStatus | None) -> None:
+    def __init__(self, message: str, *, metadata: ObjectMeta, managed_by: object, status: RunStatus | None) -> None:
         super().__init__(message)
-        self.metadata, self.status = metadata, status
+        self.metadata, self.managed_by, self.status = metadata, managed_by, status
+
+
+def _is_ours(managed_by: object) -> bool:
+    return managed_by in (None, labels.MANAGER)
 
 
 def parse(record: RunRecord) -> DistillationRun:
@@ -274,4 +296,5 @@ def parse(record: RunRecord) -> DistillationRun:
         except ValidationError:
             status = None
             log.error("is left alone, for its status was written by another version: %s", message)
-        raise UnreadableError(message, metadata=metadata, status=status) from None
+        managed_by = raw.get("spec", {}).get("managedBy")
+        raise UnreadableError(message, metadata=metadata, managed_by=managed_by, status=status) from None

@@ -39,6 +39,8 @@ class JobRecord(Identity):
     attempt: int
     job_index: int
     nodes: int
+    generation: int | None
+    """Of the run, when it was made for it."""
     created: datetime
     suspended: bool
     """`spec.suspend`: by Kueue when it has a queue, else by somebody."""
@@ -47,8 +49,8 @@ class JobRecord(Identity):
     resumed: bool
     """Whether the condition `Suspended` says that it was admitted once."""
     queue: str | None
-    started: bool
-    """Whether the Job controller has come to it: only then has it said why there are no pods."""
+    started: datetime | None
+    """When the Job controller came to it, for the last time if it was suspended: only then has it said why there are no pods."""
     ended: str | None
     """`Complete` or `Failed`."""
     ended_at: datetime | None
@@ -67,6 +69,8 @@ class PodRecord(Identity):
     ip: str | None
     node: str | None
     grace_seconds: float
+    placed: datetime | None
+    """When the scheduler found its node."""
     unschedulable: str | None
     """The scheduler's words, while it finds no node."""
     unschedulable_since: datetime | None
@@ -107,12 +111,13 @@ def read_job(obj: dict[str, Any]) -> JobRecord:
         attempt=_int(own.get(labels.ATTEMPT)),
         job_index=_int(own.get(labels.JOB_INDEX)),
         nodes=spec.get("completions") or 1,
+        generation=_int((obj["metadata"].get("annotations") or {}).get(labels.GENERATION)) or None,
         created=from_text(obj["metadata"]["creationTimestamp"]),
         suspended=bool(spec.get("suspend")),
         suspended_since=_time(suspension.get("lastTransitionTime")) if suspension.get("status") == "True" else None,
         resumed=suspension.get("status") == "False",
         queue=own.get("kueue.x-k8s.io/queue-name"),
-        started="startTime" in status,
+        started=_time(status.get("startTime")),
         ended=ended,
         ended_at=_time(end.get("lastTransitionTime")),
         ended_reason=end.get("reason", ""),
@@ -141,6 +146,7 @@ def read_pod(obj: dict[str, Any]) -> PodRecord:
         ip=status.get("podIP"),
         node=obj["spec"].get("nodeName"),
         grace_seconds=float(obj["metadata"].get("deletionGracePeriodSeconds") or 0),
+        placed=_time(placed.get("lastTransitionTime")) if placed.get("status") == "True" else None,
         unschedulable=placed.get("message", "") if unschedulable else None,
         unschedulable_since=_time(placed.get("lastTransitionTime")) if unschedulable else None,
         disrupted=disruption.get("reason", "") if disruption.get("status") == "True" else None,

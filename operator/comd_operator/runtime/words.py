@@ -2,6 +2,7 @@
 seldom: what ends the wait is seen on the Job itself, at once."""
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ its log."""
 FIRST_LOOK_SECONDS, LONGEST_SECONDS = 1.0, 30.0
 MOST_PER_SECOND = 5.0
 """Of all waiting Jobs together, in the long run: each is asked about more seldom where there are many."""
+UNREADABLE_SECONDS = 600.0
+"""A right that was missing may have been given since."""
 FORGOTTEN_SECONDS = 600.0
 """A Job that nobody has asked about for so long after it was due is gone."""
 _NEVER = re.compile(
@@ -106,6 +109,8 @@ def _fits_quota(message: str) -> bool:
 
 @dataclass
 class _Heard:
+    about: tuple[bool, str | None]
+    """Whether the Job was suspended, and the uid of a pod that does not start."""
     wait: Wait | None
     looked: float
     pause: float
@@ -119,7 +124,10 @@ class Words:
         self._heard: dict[str, _Heard] = {}
         self._swept = 0.0
         self._workloads_version: str | None = None
-        self._workloads_readable = True
+        self._unreadable: dict[str, float] = {}
+        """Namespaces where Workloads may not be read, and until when that is taken for granted."""
+        self._shown: dict[str, tuple[Wait, float]] = {}
+        """What was made of the scheduler's words last, by Job, and when."""
 
     def forget(self, job_uid: str) -> None:
         self._heard.pop(job_uid, None)
@@ -128,11 +136,13 @@ class Words:
         self, job: JobRecord, pod: PodRecord | None = None, *, clock: float, now: datetime
     ) -> tuple[Wait | None, float]:
         """The words, and seconds until it is worth asking again. pod: one that does not start. clock: monotonic seconds."""
-        heard = self._heard.get(job.uid)
+        heard, about = self._heard.get(job.uid), (job.suspended, pod.uid if pod is not None else None)
+        if heard is not None and heard.about != about:
+            heard = None  # It was admitted, or has a pod by now: what kept it before does not any more.
         if heard is not None and clock - heard.looked < heard.pause:
             return heard.wait, heard.pause - (clock - heard.looked)
         try:
-            wait = await (self._ask(job, now=now) if pod is None else self._ask_of_pod(pod))
+            wait = await (self._ask(job, clock=clock, now=now) if pod is None else self._ask_of_pod(pod))
         except ApiError as error:
             log.warning("what Job %s waits for can't be asked: %s", job.name, error)
             wait = heard.wait if heard is not None else None
@@ -143,9 +153,21 @@ class Words:
             pause = min(longest, heard.pause * 2)
         else:
             pause = longest  # Words that change all the time are not written down all the time.
-        self._heard[job.uid] = _Heard(wait, clock, pause)
+        self._heard[job.uid] = _Heard(about, wait, clock, pause)
         self._sweep(clock)
         return wait, pause
+
+    def steady(self, job_uid: str, wait: Wait, *, clock: float) -> tuple[Wait, float | None]:
+        """The scheduler counts nodes anew with each try, so its words change all the time; they are not written down all the time.
+        What to show, and seconds until there is something newer to show."""
+        shown, at = self._shown.get(job_uid, (wait, -math.inf))
+        left = LONGEST_SECONDS - (clock - at)
+        if (shown.reason, shown.stuck) == (wait.reason, wait.stuck) and wait != shown and left > 0:
+            return shown, left
+        if wait != shown or at == -math.inf:
+            self._shown[job_uid] = (wait, clock)
+            self._sweep(clock)
+        return wait, None
 
     def _sweep(self, clock: float) -> None:
         """Lets go of Jobs that vanished while they waited."""
@@ -155,9 +177,10 @@ class Words:
         old = [uid for uid, heard in self._heard.items() if clock - heard.looked > heard.pause + FORGOTTEN_SECONDS]
         for uid in old:
             del self._heard[uid]
+        self._shown = {uid: shown for uid, shown in self._shown.items() if clock - shown[1] <= FORGOTTEN_SECONDS}
 
-    async def _ask(self, job: JobRecord, *, now: datetime) -> Wait | None:
-        if job.suspended and job.queue is not None and self._workloads_readable:
+    async def _ask(self, job: JobRecord, *, clock: float, now: datetime) -> Wait | None:
+        if job.suspended and job.queue is not None and clock >= self._unreadable.get(job.namespace, clock):
             try:
                 return of_workload(await self._workload(job), job=job, now=now)
             except ApiError as error:
@@ -168,7 +191,7 @@ class Words:
                     )
                 if error.status != 403:
                     raise
-                self._workloads_readable = False
+                self._unreadable[job.namespace] = clock + UNREADABLE_SECONDS
         return of_events(await self._events(job.namespace, job.uid), suspended=job.suspended)
 
     async def _ask_of_pod(self, pod: PodRecord) -> Wait | None:

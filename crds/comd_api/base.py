@@ -28,6 +28,7 @@ class ApiModel(BaseModel):
         serialize_by_alias=True,
         extra="forbid",
         strict=True,
+        allow_inf_nan=False,  # JSON has neither, and the API server would refuse them.
         frozen=True,
         use_attribute_docstrings=True,
     )

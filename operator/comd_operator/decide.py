@@ -38,6 +38,8 @@ class Decision:
     create: list[JobPlan] = field(default_factory=list)
     delete: list[str] = field(default_factory=list)
     """Names of children; deleting one that is going already does nothing."""
+    over: bool = False
+    """The last of the Jobs go, and with them the run's Service."""
     status: RunStatus
     ahead: RunStatus
     """The status once a Job that is finishing is complete: what a Job made now is to build on. Else the same as `status`."""
@@ -109,7 +111,7 @@ def _keep_ended(run: DistillationRun, status: RunStatus, children: Sequence[Chil
     rest = cleanup.after_the_end(run.spec, status, children, now)
     if status.observed_generation != run.metadata.generation:
         status = _stamp(run, status, now)  # else its words stay, also when a later version has others
-    return Decision(status=status, ahead=status, delete=rest.delete, requeue_after=rest.seconds_left)
+    return Decision(status=status, ahead=status, delete=rest.delete, over=rest.over, requeue_after=rest.seconds_left)
 
 
 def _is_finishing(status: RunStatus, children: Sequence[Child]) -> bool:

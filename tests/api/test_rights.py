@@ -50,7 +50,7 @@ def test_no_secret_and_nothing_of_the_cluster_s_own() -> None:
 
 
 async def test_a_service_account_with_these_rights_and_no_others(world: World) -> None:
-    """A whole life over two nodes, one more event of the same, a Job whose pods can't be made, and the Lease."""
+    """A whole life over two nodes, one that leaves nothing, one more event of the same, a Job whose pods can't be made, and the Lease."""
     kubectl = world.cluster.kubectl
     await asyncio.to_thread(kubectl, "apply", "-f", str(RBAC))
     token = await asyncio.to_thread(kubectl, "--namespace=comd-system", "create", "token", "comd-operator")
@@ -61,6 +61,12 @@ async def test_a_service_account_with_these_rights_and_no_others(world: World) -
         async with world.simulated(runs_on) as nodes:
             await life.play(world, nodes)
             await life.assert_nothing_twice(world)
+        async with world.simulated():
+            await world.apply(make_manifest("brief", rounds__count=1, trainer__numNodes=2, ttlSecondsAfterFinished=0))
+            await world.until_so(
+                lambda: "delete services" in [call.what for call in proxy.calls],
+                lambda: [call.what for call in proxy.writes()],
+            )
         await world.apply(make_manifest("nobody", trainer__podTemplate__spec__serviceAccountName="nobody"))
         await world.until_reason("FailedCreate", "nobody")
         await tell_twice(world)

@@ -341,3 +341,19 @@ def test_an_obstacle_does_not_keep_a_run_from_being_suspended() -> None:
     world.change(suspend=True)
     world.step(obstacle=COLLISION)
     assert world.status.phase == "Suspended"
+
+
+def test_what_preflight_has_found_is_said_at_once() -> None:
+    """Before any GPU is at work, and as long as the stage after it goes on."""
+    world = begun()
+    world.finish(message="2 of 8 images are in an evaluation set too")
+    world.complete()
+    world.settle()
+    (ready,) = (entry for entry in world.status.conditions if entry.type == "Ready")
+    assert ready.message == "pretrain, attempt 1; preflight: 2 of 8 images are in an evaluation set too"
+    assert world.events[-1].startswith("StageSucceeded: preflight: 2 of 8 images")
+    world.run_on()
+    world.complete()
+    world.settle()
+    (ready,) = (entry for entry in world.status.conditions if entry.type == "Ready")
+    assert ready.message == "round-1, attempt 1"

@@ -158,10 +158,10 @@ GOING = [child("g", "Running", deleting=True), child("h", "Succeeded", deleting=
         (100, ENDED, 0, CleanUp(delete=[], seconds_left=100)),
         (100, ENDED, 60, CleanUp(delete=[], seconds_left=40)),
         (100, [*ENDED, *LIVE], 60, CleanUp(delete=["c", "d", "e", "f"], seconds_left=40)),
-        (100, ENDED, 100, CleanUp(delete=["a", "b"])),
-        (100, [*ENDED, *LIVE, *GOING], 1e9, CleanUp(delete=["a", "b", "c", "d", "e", "f"])),
+        (100, ENDED, 100, CleanUp(delete=["a", "b"], over=True)),
+        (100, [*ENDED, *LIVE, *GOING], 1e9, CleanUp(delete=["a", "b", "c", "d", "e", "f"], over=True)),
         (100, [], 60, CleanUp(delete=[])),
-        (0, ENDED, 0, CleanUp(delete=["a", "b"])),
+        (0, ENDED, 0, CleanUp(delete=["a", "b"], over=True)),
     ],
 )
 def test_what_is_left_of_a_run_that_has_ended(

@@ -173,6 +173,22 @@ def test_a_service_that_can_not_be_had(answers: dict[tuple[str, str], Any], kind
 
 
 @pytest.mark.parametrize(
+    ("found", "verbs"),
+    [
+        (owned_by(UID), ["GET", "DELETE"]),
+        (owned_by("other", kind="App"), ["GET"]),
+        (refusal(404), ["GET"]),
+        (refusal(403), ["GET"]),
+    ],
+)
+def test_the_service_goes_when_it_is_ours(found: Any, verbs: list[str]) -> None:
+    _, api = do({("GET", SERVICE): found}, lambda writer: writer.delete_service(RUN))
+    assert [call.verb for call in api.calls] == verbs
+    if "DELETE" in verbs:
+        assert api.calls[-1].body == {"preconditions": {"uid": found["metadata"]["uid"]}}
+
+
+@pytest.mark.parametrize(
     ("lost", "policy"),
     [(False, "Foreground"), (True, "Background")],
 )

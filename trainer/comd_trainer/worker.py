@@ -109,7 +109,8 @@ def describe_error(error: BaseException) -> tuple[ExitCode, str]:
         return error.exit_code, str(error)
     if is_disk_full(error):
         where = getattr(error, "filename", None) or "the scratch folder"
-        return ExitCode.TRY_AGAIN, f"no space left on the disk at {where}; free some or give a larger volume"
+        # A volume that is too small is so each time; where others have filled the node's disk, its kubelet evicts.
+        return ExitCode.FAILED, f"no space left on the disk at {where}; free some or give a larger volume"
     if isinstance(error, MemoryError):
         return (
             ExitCode.FAILED,

@@ -16,6 +16,8 @@ class CleanUp:
     delete: list[str]
     seconds_left: float | None = None
     """Until the rest is due."""
+    over: bool = False
+    """The rest goes now, and with it what is no Job."""
 
 
 def after_the_end(spec: RunSpec, status: RunStatus, children: Sequence[Child], now: datetime) -> CleanUp:
@@ -25,7 +27,8 @@ def after_the_end(spec: RunSpec, status: RunStatus, children: Sequence[Child], n
     if left is None or not children:
         return CleanUp(delete=live)
     if left <= 0:
-        return CleanUp(delete=[child.name for child in children if not child.deleting])
+        delete = [child.name for child in children if not child.deleting]
+        return CleanUp(delete=delete, over=bool(delete))
     return CleanUp(delete=live, seconds_left=left)
 
 

@@ -125,4 +125,11 @@ def _why(
                     f"{stage.name}: attempt {stage.attempt} ended with {stage.exit_class}: "
                     f"{stage.message or 'no reason was given'}",
                 )
-            return "Running", f"{stage.name}, attempt {stage.attempt}"
+            return "Running", f"{stage.name}, attempt {stage.attempt}{_findings(status)}"[:MAX_MESSAGE]
+
+
+def _findings(status: RunStatus) -> str:
+    """What preflight has found, said until the stage after it is done."""
+    first = status.stages[0]
+    tells = len(status.stages) == 2 and first.name == "preflight" and first.message
+    return f"; preflight: {first.message}" if tells else ""

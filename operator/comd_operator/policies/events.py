@@ -52,7 +52,8 @@ def _of_phase(before: RunStatus, after: RunStatus, started: str | None, *, went_
 def _ended(before: StageStatus | None, after: StageStatus) -> Event | None:
     old = before or StageStatus(name=after.name)
     if after.phase == "Succeeded" and old.phase != "Succeeded":
-        return Event(type="Normal", reason="StageSucceeded", message=after.name)
+        words = f"{after.name}: {after.message}" if after.message else after.name
+        return Event(type="Normal", reason="StageSucceeded", message=words)
     another = old.phase != "Retrying" or old.attempt != after.attempt
     if after.phase == "Retrying" and another and after.exit_class not in (None, "Done"):
         words = f"{after.name}: {after.exit_class}: {after.message or 'no reason was given'}"

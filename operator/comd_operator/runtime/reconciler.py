@@ -115,6 +115,8 @@ class Reconciler:
         await self._write_status(run, record, decision)
         if decision.event is not None:  # Before what may fail: what was written once is never told again.
             await self._tell(run.metadata, decision.event)
+        if decision.over and run.spec.trainer.num_nodes > 1:
+            await self.writer.delete_service(run)
         for child in children:
             if child.name in decision.delete and (not child.deleting or child.lost):
                 log.info("deleting Job %s", child.name)

@@ -10,7 +10,7 @@ from comd_api import API_VERSION
 from comd_api.run import DistillationRun, ObjectMeta
 from comd_api.status import RunStatus
 from comd_operator.planner import labels
-from comd_operator.planner.manifests import service
+from comd_operator.planner.manifests import service, service_name
 from comd_operator.policies.children import Child
 from comd_operator.policies.clock import to_text
 from comd_operator.policies.events import Event
@@ -66,6 +66,19 @@ class Writer:
                 raise
             raise ObstacleError(obstacle) from error
         _must_be_ours(run, found, what="Service")
+
+    async def delete_service(self, run: DistillationRun) -> None:
+        """If it is there, and this run's."""
+        path = f"{namespaced('v1', 'services', run.metadata.namespace)}/{service_name(run)}"
+        try:
+            found = await self._api.get(path)
+            _must_be_ours(run, found, what="Service")
+            await self._api.delete(path, body={"preconditions": {"uid": found["metadata"]["uid"]}})
+        except ObstacleError:
+            return
+        except ApiError as error:
+            if error.status not in (403, 404, 409):  # It goes with the run, where it may not be deleted before.
+                raise
 
     async def _create(self, run: DistillationRun, manifest: dict[str, Any], path: str, *, what: str) -> dict[str, Any]:
         name = manifest["metadata"]["name"]

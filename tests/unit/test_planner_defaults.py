@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from comd_api.exit_codes import UserError
-from comd_api.pods import gpu_count
+from comd_api.pods import Queue, Toleration, gpu_count
 from comd_api.run import DistillationRun, Storage
 from comd_operator.planner import ClusterDefaults, fill, problem
 from comd_trainer.preflight.fit import check_gpu_counts
@@ -18,6 +18,8 @@ ALL = ClusterDefaults(
     storage_endpoint="http://s3.storage:9000",
     storage_region="eu-1",
     storage_secret="s3",
+    queue="gpus",
+    tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists"),),
 )
 BUCKET: dict[str, Any] = {"uri": "s3://own/x"}
 FULL = {
@@ -40,12 +42,19 @@ def test_what_a_run_leaves_out_is_filled_in() -> None:
         "uri": "s3://shared/runs",
         "s3": {"endpoint": "http://s3.storage:9000", "region": "eu-1", "secretRef": {"name": "s3"}},
     }
+    assert filled.spec.queue == Queue(name="gpus")
+    assert filled.spec.trainer.pod_template.spec.tolerations == list(ALL.tolerations)
     assert run.spec.storage is None, "what the user wrote stays as it is"
     assert fill(filled, ALL) == filled
 
 
 def test_what_a_run_says_stands() -> None:
-    run = run_with(FULL, trainer__image="own/trainer:1")
+    run = run_with(
+        FULL,
+        trainer__image="own/trainer:1",
+        trainer__podTemplate={"spec": {"tolerations": [{"key": "own"}]}},
+        queue={"name": "own", "priorityClass": "high"},
+    )
     assert fill(run, ALL) == run
     assert fill(run, ClusterDefaults()) == run
 

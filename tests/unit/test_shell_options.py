@@ -1,5 +1,6 @@
 """What the operator can be told: by an option, by a variable, or not at all."""
 
+import json
 import socket
 from dataclasses import fields
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from comd_api.exit_codes import UserError
 from comd_operator.cli.main import main
+from comd_operator.cli.operator import FILLED_IN
 from comd_operator.planner import ClusterDefaults
 from comd_operator.shell import handlers
 from comd_operator.shell.options import Options, from_environment, own_identity, variable_of
@@ -20,6 +22,8 @@ VALUES: dict[str, tuple[Any, str, Any]] = {
     "storage_endpoint": ("", "http://s3.storage:9000", "http://s3.storage:9000"),
     "storage_region": ("", "eu-1", "eu-1"),
     "storage_secret": ("", "s3", "s3"),
+    "queue": ("", "gpus", "gpus"),
+    "tolerations": ("", '[{"operator": "Exists"}]', '[{"operator": "Exists"}]'),
     "workers": (10, "3", 3),
     "qps": (50.0, "0", 0.0),
     "burst": (100, "7", 7),
@@ -115,6 +119,21 @@ WRONG = [
     ("storage_secret", "S3_Key", "'S3_Key' is not lower-case letters"),
     ("trainer_image", "no image", "'no image' is not an image"),
     ("namespaces", "team-a,Team B", "'Team B' is not lower-case letters"),
+    ("queue", "My Queue", "'My Queue' is not lower-case letters"),
+    ("tolerations", "nvidia.com/gpu:NoSchedule", "no JSON"),
+    ("tolerations", '{"operator": "Exists"}', "is not a list"),
+    ("tolerations", "[3]", "[0]: 3 is not an object with fields"),
+    ("tolerations", f"[{', '.join(['{}'] * 33)}]", "33 entries are more than 32"),
+    (
+        "tolerations",
+        '[{"operator": "Exists"}, {"effct": "NoSchedule"}]',
+        "[1].effct: unknown field; did you mean effect?",
+    ),
+    ("tolerations", '[{"key": "a", "effect": "Never"}]', '[0].effect: "Never" is not known here'),
+    ("tolerations", '[{"value": "a"}]', "[0]: key is missing"),
+    ("tolerations", '[{"key": "a b"}]', "'a b' is no key of a taint"),
+    ("tolerations", '[{"key": "a", "operator": "Exists", "value": "b"}]', "'b' is not compared"),
+    ("tolerations", '[{"key": "a", "tolerationSeconds": 3}]', "with effect NoExecute alone"),
 ]
 
 
@@ -153,8 +172,14 @@ def test_namespaces_are_separated_by_commas() -> None:
 
 
 def test_what_is_told_of_storage_and_image_is_what_runs_are_filled_in_with() -> None:
-    shared = {name for name in VALUES if name.startswith(("storage_", "trainer_"))}
-    assert {field.name for field in fields(ClusterDefaults)} == shared
+    shared = {name for name in VALUES if name.startswith(("storage_", "trainer_")) or name in ("queue", "tolerations")}
+    assert {field.name for field in fields(ClusterDefaults)} == shared == set(FILLED_IN)
+    gpu = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}]'
+    options = Options(**{name: gpu if name == "tolerations" else f"a-{name}" for name in shared})
+    told = {name: f"a-{name}" for name in shared if name != "tolerations"}
+    (toleration,) = options.defaults.tolerations
+    assert toleration.to_wire() == json.loads(gpu)[0]
+    assert options.defaults == ClusterDefaults(**told, tolerations=(toleration,))
 
 
 def test_two_processes_of_a_host_are_two() -> None:

@@ -9,7 +9,15 @@ from typing import Any
 from comd_api.exit_codes import ExitCode
 from comd_operator.shell.options import Options, from_environment, variable_of
 
-FILLED_IN = ("trainer_image", "storage_uri", "storage_endpoint", "storage_region", "storage_secret")
+FILLED_IN = (
+    "trainer_image",
+    "storage_uri",
+    "storage_endpoint",
+    "storage_region",
+    "storage_secret",
+    "queue",
+    "tolerations",
+)
 """What runs may leave out: `comd plan --kubernetes` takes it too."""
 
 

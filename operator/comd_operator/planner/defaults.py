@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from comd_api.pods import LocalObjectReference
+from comd_api.pods import LocalObjectReference, Queue, Toleration
 from comd_api.run import DistillationRun, Storage
 
 TRAINER_PORT = 9400
@@ -18,6 +18,8 @@ class ClusterDefaults:
     storage_endpoint: str | None = None
     storage_region: str | None = None
     storage_secret: str | None = None
+    queue: str | None = None
+    tolerations: tuple[Toleration, ...] = ()
 
 
 def fill(run: DistillationRun, defaults: ClusterDefaults) -> DistillationRun:
@@ -34,5 +36,11 @@ def fill(run: DistillationRun, defaults: ClusterDefaults) -> DistillationRun:
             secret_ref=given.secret_ref or (LocalObjectReference(name=secret) if secret else None),
         )
         storage = storage.replace(s3=s3)
-    trainer = spec.trainer.replace(image=spec.trainer.image or defaults.trainer_image)
-    return run.replace(spec=spec.replace(storage=storage, trainer=trainer))
+    pod = spec.trainer.pod_template.spec
+    pod = pod.replace(tolerations=pod.tolerations or list(defaults.tolerations))
+    trainer = spec.trainer.replace(
+        image=spec.trainer.image or defaults.trainer_image,
+        pod_template=spec.trainer.pod_template.replace(spec=pod),
+    )
+    queue = spec.queue or (Queue(name=defaults.queue) if defaults.queue else None)
+    return run.replace(spec=spec.replace(storage=storage, trainer=trainer, queue=queue))

@@ -187,7 +187,7 @@ class Words:
                 if error.status == 404:
                     self._workloads_version = None
                     return Wait(
-                        reason="NoKueue", message="spec.queue is set, but this cluster has no Kueue", stuck=True
+                        reason="NoKueue", message="the run has a queue, but this cluster has no Kueue", stuck=True
                     )
                 if error.status != 403:
                     raise

@@ -13,6 +13,7 @@ from comd_api.base import FORMS, NAME_FORM, STORE_FORM, URL_FORM
 from comd_api.exit_codes import UserError
 from comd_api.pods import IMAGE_FORM, POD_FORMS, SUBDOMAIN_FORM
 from comd_operator.planner import ClusterDefaults
+from comd_operator.shell.tolerations import read_tolerations
 
 MAX_PORT = 65_535
 
@@ -32,6 +33,10 @@ class Options:
     storage_region: str = _option("", "region of runs that name none in spec.storage.s3.region")
     storage_secret: str = _option(
         "", "Secret, in a run's own namespace, of runs that name none in spec.storage.s3.secretRef"
+    )
+    queue: str = _option("", "LocalQueue of Kueue, in a run's own namespace, of runs that name none in spec.queue")
+    tolerations: str = _option(
+        "", "tolerations, as a JSON list, of runs that have none in spec.trainer.podTemplate.spec.tolerations"
     )
     workers: int = _option(10, "runs that are worked on at once")
     qps: float = _option(50.0, "requests per second to the API server; 0 for no limit")
@@ -62,6 +67,8 @@ class Options:
             storage_endpoint=self.storage_endpoint or None,
             storage_region=self.storage_region or None,
             storage_secret=self.storage_secret or None,
+            queue=self.queue or None,
+            tolerations=read_tolerations(self.tolerations, option="--tolerations"),
         )
 
     @property
@@ -114,6 +121,7 @@ _FORMS = {
     "storage_endpoint": URL_FORM,
     "storage_region": _REGION_FORM,
     "storage_secret": SUBDOMAIN_FORM,
+    "queue": NAME_FORM,
 }
 _WORDS = {**FORMS, **POD_FORMS, _REGION_FORM: "lower-case letters, digits and -"}
 
@@ -136,6 +144,7 @@ def _check(options: Options) -> None:
         _check_form(name, getattr(options, name), form)
     for namespace in options.namespace_list:
         _check_form("namespaces", namespace, NAME_FORM)
+    read_tolerations(options.tolerations, option=_flag("tolerations"))
 
 
 def _check_form(name: str, value: str, form: str) -> None:

@@ -67,7 +67,7 @@ format: install ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-crds: install ## Write crds/*.yaml from the contract
+crds: install ## Write crds/*.yaml from the contract, and the chart's copies
 	$(BIN)/comd crds
 
 bench: install ## Figures of benchmarks/digits.md

@@ -10,9 +10,9 @@ import yaml
 from comd_api.base import ApiModel
 from comd_api.crd import MAX_CRD_BYTES, run_crd, structural_schema
 from comd_api.run import DistillationRun
-from comd_operator.cli.crds import crd_files, write_crds
+from comd_operator.cli.crds import FOLDERS, crd_files, write_crds
 
-CRDS = Path(__file__).parents[2] / "crds"
+ROOT = Path(__file__).parents[2]
 VERSION = run_crd()["spec"]["versions"][0]
 SCHEMA = VERSION["schema"]["openAPIV3Schema"]
 
@@ -30,10 +30,11 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 NODES = list(nodes(SCHEMA))
 
 
-def test_the_files_on_disk_are_the_generated_ones() -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_the_files_on_disk_are_the_generated_ones(folder: Path) -> None:
     for name, text in crd_files().items():
-        assert (CRDS / name).read_text(encoding="utf-8") == text, "run `make crds`"
-    assert sorted(path.name for path in CRDS.glob("*.yaml")) == sorted(crd_files())
+        assert (ROOT / folder / name).read_text(encoding="utf-8") == text, "run `make crds`"
+    assert sorted(path.name for path in (ROOT / folder).glob("*.yaml")) == sorted(crd_files())
 
 
 def test_it_stays_small() -> None:

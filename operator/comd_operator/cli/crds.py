@@ -6,6 +6,8 @@ from pathlib import Path
 from comd_api.crd import run_crd
 from comd_operator.validation.documents import format_document
 
+FOLDERS = (Path("crds"), Path("charts/comd-operator/files/crds"))
+"""For kubectl, and for the chart, which can't hold a file that lies outside of it."""
 HEADER = "# Generated from crds/comd_api by `make crds`. Don't edit.\n"
 
 

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     add_options(operator)
 
     crds = commands.add_parser("crds")
-    crds.add_argument("--out", type=Path, default=Path("crds"))
+    crds.add_argument("--out", type=Path, nargs="+", metavar="FOLDER")
     return top
 
 
@@ -123,10 +123,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
             return validate_command(arguments.files)
         case _:
-            from comd_operator.cli.crds import write_crds
+            from comd_operator.cli.crds import FOLDERS, write_crds
 
-            for path in write_crds(arguments.out):
-                print(path)
+            for folder in arguments.out or FOLDERS:
+                for path in write_crds(folder):
+                    print(path)
             return ExitCode.DONE
 
 

@@ -1,0 +1,118 @@
+{{- define "comd.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Of objects. Shorter than a label by as much as the longest of our own endings. */}}
+{{- define "comd.fullname" -}}
+{{- $name := include "comd.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "comd.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") }}
+{{ include "comd.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: comd
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Of the operator's pods. It may not change with the version: a Deployment's selector is immutable. */}}
+{{- define "comd.selector" -}}
+app.kubernetes.io/name: {{ include "comd.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{/* As comd_operator.planner.labels has them. */}}
+{{- define "comd.trainerSelector" -}}
+app.kubernetes.io/name: comd-trainer
+app.kubernetes.io/managed-by: comd-operator
+{{- end -}}
+
+{{- define "comd.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "comd.fullname" .) "default" .Values.serviceAccount.create) -}}
+{{- end -}}
+
+{{- define "comd.image" -}}
+{{- $repository := required "image.repository: it is not set; where is the operator's image, such as registry.example.com/comd/operator?" .Values.image.repository -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" $repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The port on which trainers tell how they are: comd_operator.planner.defaults.TRAINER_PORT. */}}
+{{- define "comd.trainerPort" -}}9400{{- end -}}
+
+{{/* The label `job` that the Prometheus operator gives to what a PodMonitor finds. */}}
+{{- define "comd.operatorJob" -}}
+{{- .Values.monitoring.prometheusRule.operatorJob | default (printf "%s/%s" .Release.Namespace (include "comd.fullname" .)) -}}
+{{- end -}}
+
+{{- define "comd.trainerJob" -}}
+{{- .Values.monitoring.prometheusRule.trainerJob | default (printf "%s/%s-trainer" .Release.Namespace (include "comd.fullname" .)) -}}
+{{- end -}}
+
+{{/* The operator's options as variables. Those that are empty are left out. Numbers of a values file are floats to Helm. */}}
+{{- define "comd.env" -}}
+{{- $defaults := .Values.defaults -}}
+{{- $options := dict
+  "NAMESPACES" (join "," .Values.watchNamespaces)
+  "TRAINER_IMAGE" $defaults.trainerImage
+  "STORAGE_URI" $defaults.storage.uri
+  "STORAGE_ENDPOINT" $defaults.storage.endpoint
+  "STORAGE_REGION" $defaults.storage.region
+  "STORAGE_SECRET" $defaults.storage.secret
+  "QUEUE" $defaults.queue
+  "TOLERATIONS" (ternary (toJson $defaults.tolerations) "" (gt (len $defaults.tolerations) 0))
+  "WORKERS" (.Values.workers | int64 | toString)
+  "QPS" (toString .Values.qps)
+  "BURST" (.Values.burst | int64 | toString)
+  "PORT" (.Values.port | int64 | toString)
+  "LEADER_ELECTION" "true"
+  "LEASE_NAMESPACE" .Release.Namespace
+  "LEASE_NAME" (include "comd.fullname" .)
+  "LEASE_SECONDS" (toString .Values.leaseSeconds)
+  "RESYNC_SECONDS" (toString .Values.resyncSeconds)
+  "PROGRESS_SECONDS" (toString .Values.progressSeconds)
+  "START_PATIENCE_SECONDS" (toString .Values.startPatienceSeconds)
+  "LOG_FORMAT" .Values.logFormat
+  "LOG_LEVEL" .Values.logLevel
+-}}
+{{- range $name, $value := $options }}
+{{- if $value }}
+- name: COMD_OPERATOR_{{ $name }}
+  value: {{ $value | replace "$" "$$" | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Restricted pod security, for every pod of the chart. */}}
+{{- define "comd.podSecurity" -}}
+runAsNonRoot: true
+{{- with .Values.runAsUser }}
+runAsUser: {{ int64 . }}
+{{- end }}
+{{- with .Values.runAsGroup }}
+runAsGroup: {{ int64 . }}
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "comd.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}

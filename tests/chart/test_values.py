@@ -1,0 +1,171 @@
+"""Values: each has a comment, a place in the schema and a row in the README; what can't be is refused by its name."""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from pydantic.alias_generators import to_camel
+
+from comd_api.base import NAME_FORM, STORE_FORM, URL_FORM
+from comd_api.pods import IMAGE_FORM, LABEL_KEY_FORM, QUANTITY_FORM, SUBDOMAIN_FORM
+from comd_operator.shell.options import _KNOWN, _LEAST, _REGION_FORM
+from tests.chart import values_table
+from tests.chart.helm import Helm, HelmError, Object
+from tests.chart.values_table import CHART
+
+SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+
+
+def test_versions_are_the_project_s() -> None:
+    project = tomllib.loads((CHART.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["apiVersion"] == "v2"
+    assert (chart["version"], chart["appVersion"]) == (project["version"], project["version"])
+
+
+def test_the_readme_has_all_of_them_with_their_comments() -> None:
+    text = values_table.README.read_text(encoding="utf-8")
+    assert text == values_table.with_table(text), "run `python -m tests.chart.values_table`"
+
+
+def target(node: Object) -> Object:
+    if "$ref" not in node:
+        return node
+    found: Object = SCHEMA["definitions"][node["$ref"].rpartition("/")[2]]
+    return found
+
+
+def walk(values: Any, schema: Object, path: str = "") -> Iterator[tuple[str, Object]]:
+    """Values that have fields, and their schemas."""
+    schema = target(schema)
+    if isinstance(values, dict) and "properties" in schema:
+        yield path, schema
+        for name, value in values.items():
+            yield from walk(value, schema["properties"].get(name, {}), f"{path}.{name}")
+
+
+def test_the_schema_knows_every_value_and_no_other() -> None:
+    given = dict(walk(VALUES, SCHEMA))
+    assert set(SCHEMA["properties"]) == {*VALUES, "global"}
+    for path, schema in given.items():
+        names, known = set(values_at(path)), set(schema["properties"])
+        is_kubernetes_own = path.strip(".") in (
+            "",
+            "strategy",
+            "resources",
+            "livenessProbe",
+            "readinessProbe",
+            "affinity",
+        )
+        assert names <= known if is_kubernetes_own else names == known, path
+
+
+def values_at(path: str) -> Object:
+    found = VALUES
+    for name in filter(None, path.split(".")):
+        found = found[name]
+    return found
+
+
+def objects_of(node: Any, path: str = "") -> Iterator[tuple[str, Object]]:
+    if isinstance(node, dict):
+        if node.get("type") == "object":
+            yield path, node
+        for name, inner in node.items():
+            yield from objects_of(inner, f"{path}/{name}")
+
+
+def test_the_schema_is_closed_everywhere() -> None:
+    assert [path for path, node in objects_of(SCHEMA) if "additionalProperties" not in node] == [
+        "/properties/global",
+        "/definitions/kubernetes",
+    ]
+
+
+def test_forms_are_the_contract_s() -> None:
+    def form(path: str) -> str:
+        node = SCHEMA
+        for name in path.split("."):
+            node = target(node)["properties"][name]
+        return str(target(node)["pattern"]).removeprefix("^$|")
+
+    assert form("image.repository") == form("defaults.trainerImage") == IMAGE_FORM
+    assert form("defaults.storage.uri") == STORE_FORM
+    assert form("defaults.storage.endpoint") == URL_FORM
+    assert form("defaults.storage.region") == _REGION_FORM
+    assert form("defaults.storage.secret") == form("serviceAccount.name") == SUBDOMAIN_FORM
+    assert form("defaults.queue") == SCHEMA["definitions"]["name"]["pattern"] == NAME_FORM
+    assert list(SCHEMA["definitions"]["labels"]["patternProperties"]) == [LABEL_KEY_FORM]
+    (amount,) = SCHEMA["definitions"]["amounts"]["patternProperties"].values()
+    assert amount["anyOf"][0]["pattern"] == QUANTITY_FORM
+
+
+def test_bounds_are_the_operator_s() -> None:
+    properties = SCHEMA["properties"]
+    assert {name: properties[to_camel(name)]["minimum"] for name in _LEAST} == {
+        **_LEAST,
+        "port": 1024,  # whoever is not root may not open a lower one, and none would leave probes without an answer
+    }
+    assert properties["logLevel"]["enum"] == list(_KNOWN["log_level"])
+    assert properties["logFormat"]["enum"] == list(_KNOWN["log_format"])
+
+
+WRONG: list[tuple[Object, str]] = [
+    ({"replica": 2}, "'replica' not allowed"),
+    ({"replicas": "two"}, "/replicas"),
+    ({"replicas": -1}, "/replicas"),
+    ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy"),
+    ({"image": {"repository": "x y"}}, "/image/repository"),
+    ({"image": {"digest": "0123"}}, "/image/digest"),
+    ({"image": {"name": "x"}}, "'name' not allowed"),
+    ({"imagePullSecrets": ["pull"]}, "/imagePullSecrets/0"),
+    ({"watchNamespaces": "team-a"}, "/watchNamespaces"),
+    ({"watchNamespaces": ["Team"]}, "/watchNamespaces/0"),
+    ({"watchNamespaces": ["a", "a"]}, "/watchNamespaces"),
+    ({"defaults": {"storage": {"uri": "bucket/runs"}}}, "/defaults/storage/uri"),
+    ({"defaults": {"storage": {"endpoint": "s3:9000"}}}, "/defaults/storage/endpoint"),
+    ({"defaults": {"storage": {"bucket": "x"}}}, "'bucket' not allowed"),
+    ({"defaults": {"trainerImage": "x y"}}, "/defaults/trainerImage"),
+    ({"defaults": {"queue": "My Queue"}}, "/defaults/queue"),
+    ({"defaults": {"tolerations": [{"effct": "NoSchedule"}]}}, "'effct' not allowed"),
+    ({"defaults": {"tolerations": [{"effect": "Never"}]}}, "/defaults/tolerations/0/effect"),
+    ({"workers": 0}, "/workers"),
+    ({"qps": "fast"}, "/qps"),
+    ({"leaseSeconds": 1}, "/leaseSeconds"),
+    ({"port": 80}, "/port"),
+    ({"logLevel": "loud"}, "/logLevel"),
+    ({"runAsUser": 0}, "/runAsUser"),
+    ({"resources": {"limit": {}}}, "'limit' not allowed"),
+    ({"resources": {"limits": {"memory": "512 MB"}}}, "/resources/limits/memory"),
+    ({"podLabels": {"a": True}}, "/podLabels/a"),
+    ({"podAnnotations": {"a b": "x"}}, "at '/podAnnotations': additional properties 'a b' not allowed"),
+    ({"strategy": {"type": "Recreat"}}, "/strategy/type"),
+    ({"affinity": {"nodeAffinty": {}}}, "'nodeAffinty' not allowed"),
+    ({"topologySpreadConstraints": [{"maxSkew": 1}]}, "/topologySpreadConstraints/0"),
+    ({"extraEnv": {"A": "b"}}, "/extraEnv"),
+    ({"extraEnv": [{"name": "A", "value": 3}]}, "/extraEnv/0/value"),
+    ({"livenessProbe": {"period": 3}}, "'period' not allowed"),
+    ({"crds": {"kept": True}}, "'kept' not allowed"),
+    ({"crds": {"keep": "yes"}}, "/crds/keep"),
+    ({"networkPolicy": {"metricsFrom": [{"podSelectr": {}}]}}, "'podSelectr' not allowed"),
+    ({"networkPolicy": {"apiServerPorts": []}}, "/networkPolicy/apiServerPorts"),
+    ({"networkPolicy": {"trainer": {"egress": [{"form": []}]}}}, "'form' not allowed"),
+    ({"monitoring": {"podMonitor": {"interval": "30 s"}}}, "/monitoring/podMonitor/interval"),
+    ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "'serviceMonitor' not allowed"),
+]
+
+
+@pytest.mark.parametrize(("values", "says"), WRONG, ids=[json.dumps(values) for values, _ in WRONG])
+def test_a_wrong_value_is_refused_by_its_name(helm: Helm, values: Object, says: str) -> None:
+    with pytest.raises(HelmError) as caught:
+        helm.render(values)
+    assert says in str(caught.value)
+
+
+def test_as_a_part_of_another_chart(helm: Helm) -> None:
+    """Helm hands `global` to every chart that is a part of another."""
+    assert helm.render({"global": {"anything": 1}}).one("Deployment")

@@ -40,11 +40,17 @@ def write(folder: Path, *, kubernetes: Path, monitoring: Path) -> None:
         for kind in schema.get("x-kubernetes-group-version-kind", []):
             needed = {inner: strict[inner] for inner in _reached(name, definitions)}
             _write(folder, kind["group"], kind["version"], kind["kind"], {"$ref": PREFIX + name, "definitions": needed})
-    for path in (monitoring / "example/prometheus-operator-crd").glob("*.yaml"):
+    for path in monitoring_crds(monitoring):
         spec = yaml.safe_load(path.read_text())["spec"]
         for version in spec["versions"]:
             schema = _strict(version["schema"]["openAPIV3Schema"])
             _write(folder, spec["group"], version["name"], spec["names"]["kind"], schema)
+
+
+def monitoring_crds(module: Path) -> list[Path]:
+    """Of the kinds that the chart may make."""
+    folder = module / "example" / "prometheus-operator-crd"
+    return [folder / f"monitoring.coreos.com_{plural}.yaml" for plural in ("podmonitors", "prometheusrules")]
 
 
 def _write(folder: Path, group: str, version: str, kind: str, schema: Schema) -> None:

@@ -81,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
 
     crds = commands.add_parser("crds")
     crds.add_argument("--out", type=Path, nargs="+", metavar="FOLDER")
+
+    installed = commands.add_parser("installed")
+    installed.add_argument("--url", required=True, help="of the operator's Service")
+    installed.add_argument("--seconds", type=float, default=60.0, help="to wait for all of it")
+    add_options(installed)
     return top
 
 
@@ -122,6 +127,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from comd_operator.cli.validate import validate_command
 
             return validate_command(arguments.files)
+        case "installed":
+            from comd_operator.cli.installed import installed_command
+
+            return installed_command(operator_options(arguments), url=arguments.url, seconds=arguments.seconds)
         case _:
             from comd_operator.cli.crds import FOLDERS, write_crds
 

@@ -35,7 +35,17 @@ def test_the_guides_manifests_are_valid() -> None:
         assert run is not None
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/guide.md", "examples/digits/README.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "docs/cluster.md",
+        "docs/guide.md",
+        "docs/runbooks.md",
+        "charts/comd-operator/README.md",
+        "examples/digits/README.md",
+    ],
+)
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]

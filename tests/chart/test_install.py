@@ -81,9 +81,9 @@ class Release:
 
 async def start(container: Object, proxy: Proxy, *, log: Path) -> asyncio.subprocess.Process:
     """What a container runs, with its variables and no other of ours but the way to the API server."""
-    program, *arguments = [*container["command"], *container.get("args", [])]
-    assert program == "comd"
-    arguments = [f"--url=http://127.0.0.1:{PORT}" if part.startswith("--url=") else part for part in arguments]
+    told: list[str] = [*container["command"], *container.get("args", [])]
+    assert told[0] == "comd"
+    arguments = [f"--url=http://127.0.0.1:{PORT}" if part.startswith("--url=") else part for part in told[1:]]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("COMD_OPERATOR_")}
     environment = {**inherited, **environment_of(container), "COMD_OPERATOR_CONTEXT": proxy.context}
     with log.open("ab") as file:

@@ -138,8 +138,8 @@ def test_options_are_what_values_say(helm: Helm) -> None:
 
 
 def test_defaults_are_the_operator_s_own(helm: Helm) -> None:
-    places = {"lease_namespace": NAMESPACE, "lease_name": FULLNAME, "log_format": "json"}
-    assert from_environment(helm.render().environment()) == Options(**places)
+    expected = Options(lease_namespace=NAMESPACE, lease_name=FULLNAME, log_format="json")
+    assert from_environment(helm.render().environment()) == expected
 
 
 def test_what_is_given_to_the_pod(helm: Helm) -> None:

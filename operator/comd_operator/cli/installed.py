@@ -66,7 +66,8 @@ async def _wait(what: str, look: Callable[[], Awaitable[None]], *, until: float)
 
 
 async def _served(api: Api, options: Options) -> None:
-    for namespace in options.namespace_list or [None]:
+    namespaces: list[str | None] = [*options.namespace_list] or [None]
+    for namespace in namespaces:
         await _get(api, namespaced(API_VERSION, "distillationruns", namespace), limit="1")
 
 

@@ -175,8 +175,8 @@ def test_what_is_told_of_storage_and_image_is_what_runs_are_filled_in_with() -> 
     shared = {name for name in VALUES if name.startswith(("storage_", "trainer_")) or name in ("queue", "tolerations")}
     assert {field.name for field in fields(ClusterDefaults)} == shared == set(FILLED_IN)
     gpu = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}]'
-    options = Options(**{name: gpu if name == "tolerations" else f"a-{name}" for name in shared})
-    told = {name: f"a-{name}" for name in shared if name != "tolerations"}
+    told: dict[str, Any] = {name: f"a-{name}" for name in shared if name != "tolerations"}
+    options = Options(**told, tolerations=gpu)
     (toleration,) = options.defaults.tolerations
     assert toleration.to_wire() == json.loads(gpu)[0]
     assert options.defaults == ClusterDefaults(**told, tolerations=(toleration,))

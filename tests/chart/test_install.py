@@ -167,8 +167,8 @@ def may(cluster: Cluster, namespace: str, user: str, verb: str) -> bool:
     return cluster.kubectl(*asks, check=False).startswith("yes")
 
 
-def play(cluster: Cluster, folder: Path, scene: Callable[[World, str], Any]) -> None:
-    """A scene in two namespaces: one for runs, one for the release."""
+def play(cluster: Cluster, folder: Path, scene: Callable[[Callable[[], Any], str], Any]) -> None:
+    """A scene in two namespaces: one for runs, whose World is opened when the custom resource is there, and one for the release."""
     kubeconfig = folder / "kubeconfig"
     shutil.copy(cluster.kubeconfig, kubeconfig)
 
@@ -176,8 +176,7 @@ def play(cluster: Cluster, folder: Path, scene: Callable[[World, str], Any]) -> 
         name = f"chart-{os.urandom(3).hex()}"
         os.environ["KUBECONFIG"] = str(kubeconfig)
         cluster.kubectl("create", "namespace", f"{name}-system")
-        async with opened(cluster, kubeconfig=kubeconfig, namespace=name) as world:
-            await scene(world, f"{name}-system")
+        await scene(lambda: opened(cluster, kubeconfig=kubeconfig, namespace=name), f"{name}-system")
 
     before = os.environ["KUBECONFIG"]
     try:
@@ -196,10 +195,15 @@ def test_for_the_whole_cluster(control_plane: Cluster, helm: Helm, tmp_path_fact
     kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
     values = {**VALUES, "monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}}
 
-    async def scene(world: World, namespace: str) -> None:
-        release = Release(helm, control_plane, namespace=namespace, kubeconfig=world.kubeconfig, values=values)
+    async def scene(open_world: Callable[[], Any], namespace: str) -> None:
+        kubeconfig = folder / "kubeconfig"
+        release = Release(helm, control_plane, namespace=namespace, kubeconfig=kubeconfig, values=values)
         await release.put("--take-ownership")
         kubectl("wait", "--for=condition=Established", CRD_NAME, "--timeout=30s")
+        async with open_world() as world:
+            await live_on(world, release)
+
+    async def live_on(world: World, release: Release) -> None:
         await prove(world, release)
         for person in ("edit", "view"):
             kubectl(
@@ -215,7 +219,7 @@ def test_for_the_whole_cluster(control_plane: Cluster, helm: Helm, tmp_path_fact
 
         await release("uninstall", RELEASE)
         assert not is_there(control_plane, f"clusterrole/{FULLNAME}")
-        assert not is_there(control_plane, f"deployment/{FULLNAME}", "-n", namespace)
+        assert not is_there(control_plane, f"deployment/{FULLNAME}", "-n", release.namespace)
         assert is_there(control_plane, CRD_NAME)
         assert (await world.status())["phase"] == "Succeeded"
 
@@ -232,7 +236,11 @@ def test_for_one_namespace_by_one_of_its_own(
         kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
     kubectl("wait", "--for=condition=Established", CRD_NAME, "--timeout=30s")
 
-    async def scene(world: World, namespace: str) -> None:
+    async def scene(open_world: Callable[[], Any], namespace: str) -> None:
+        async with open_world() as world:
+            await live(world, namespace)
+
+    async def live(world: World, namespace: str) -> None:
         kubectl("-n", namespace, "create", "serviceaccount", "installer")
         account = f"--serviceaccount={namespace}:installer"
         kubectl(

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,8 +124,14 @@ class Process:
         return await asyncio.wait_for(self._child.wait(), timeout=30)
 
 
-async def start_process(world: World, proxy: Proxy | None = None, **changes: Any) -> Process:
-    """Its options are told by variables. Processes of one world have one log."""
+COMD_OPERATOR = ("comd_operator", "operator")
+KOPF_RUN = ("kopf", "run", "--all-namespaces", "--module", "comd_operator.shell.handlers")
+
+
+async def start_process(
+    world: World, proxy: Proxy | None = None, *, command: Sequence[str] = COMD_OPERATOR, **changes: Any
+) -> Process:
+    """Its options are told by variables. Processes of one world have one log. command: a Python module and its arguments."""
     log = world.kubeconfig.with_name(f"{world.namespace}.log")
     chosen = asdict(options(world, proxy, **changes))
     told = {
@@ -134,6 +140,6 @@ async def start_process(world: World, proxy: Proxy | None = None, **changes: Any
     }
     with log.open("ab") as file:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "comd_operator", "operator"), env={**os.environ, **told}, stdout=file, stderr=file
+            *(sys.executable, "-m", *command), env={**os.environ, **told}, stdout=file, stderr=file
         )
     return Process(child, log)

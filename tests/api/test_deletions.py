@@ -91,6 +91,32 @@ async def test_jobs_of_a_run_that_has_succeeded(world: World) -> None:
     assert (await world.run())["metadata"]["resourceVersion"] == ended["metadata"]["resourceVersion"]
 
 
+async def test_a_start_with_a_thousand_runs_that_have_ended(world: World) -> None:
+    """They are nothing to it: no write, no question about any of them, and whoever comes next is served at once."""
+    await world.apply(make_manifest("first", rounds__count=1))
+    async with operating(world), world.simulated():
+        status = await world.until_phase("Succeeded", "first")
+    limit = asyncio.Semaphore(16)
+
+    async def ended(name: str) -> None:
+        async with limit:
+            made = await world.apply(make_manifest(name, rounds__count=1))
+            patch = {"status": {**status, "observedGeneration": made["metadata"]["generation"]}}
+            path = f"{world.runs()}/{name}/status"
+            await world.api.patch(path, patch, content_type="application/merge-patch+json")
+
+    await asyncio.gather(*(ended(f"old-{number}") for number in range(1000)))
+    async with world.proxied() as proxy, operating(world, proxy) as operator, world.simulated():
+        await world.until_so(operator.is_synced, lambda: "not synced")
+        await asyncio.sleep(1.0)
+        assert len(operator.stores.runs) >= 1001
+        assert proxy.writes() == []
+        assert len(proxy.calls) < 20, [call.what for call in proxy.calls]
+        await world.apply(make_manifest("new", rounds__count=1))
+        await world.until_phase("Succeeded", "new")
+    assert not [name for name in world.job_names() if name.startswith("old-")]
+
+
 @pytest.mark.parametrize("seconds", [0, 2])
 async def test_jobs_go_when_their_time_to_live_is_over(world: World, seconds: int) -> None:
     await world.apply(make_manifest(rounds__count=1, ttlSecondsAfterFinished=seconds))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.api import life
-from tests.api.operators import Process, operating, start_process
+from tests.api.operators import KOPF_RUN, Process, operating, start_process
 from tests.api.proxy import Proxy
 from tests.api.simulator import runs_on
 from tests.api.test_rights import RBAC, allowed, asked
@@ -55,6 +55,17 @@ async def test_killed_again_and_again(world: World) -> None:
 async def holder(world: World) -> str:
     lease = await world.api.get(f"/apis/coordination.k8s.io/v1/namespaces/{world.namespace}/leases/test")
     return str(lease["spec"]["holderIdentity"])
+
+
+async def test_started_by_kopf(world: World) -> None:
+    """`kopf run` is another way to start the same."""
+    await world.apply(make_manifest(rounds__count=1))
+    async with world.simulated(), process(world, command=KOPF_RUN) as running:
+        await world.until_phase("Succeeded")
+        assert await holder(world) != ""
+        assert await asyncio.wait_for(running.terminate(), timeout=10) == 0, running.log.read_text()
+    assert await holder(world) == ""
+    assert len(world.job_names()) == 3
 
 
 async def test_stopped(world: World) -> None:

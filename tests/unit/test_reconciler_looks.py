@@ -21,6 +21,7 @@ from tests.unit.kube_objects import JOB_UID, MADE, at, condition, pod_object
 from tests.unit.test_observe import TOO_LARGE
 from tests.unit.test_planner_manifests import UID, in_s3, make
 
+DEFAULTS = ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x")
 JOB = "/apis/batch/v1/namespaces/team/jobs/tiny-preflight-a1"
 
 
@@ -52,7 +53,7 @@ class TakesStatus(FakeApi):
 class Site:
     """A run whose first Job is there, a reconciler, and a clock that the test sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, defaults: ClusterDefaults = DEFAULTS) -> None:
         self.run: DistillationRun = in_s3(make())
         document = {**self.run.to_wire(), "apiVersion": "comd.dev/v1alpha1", "kind": "DistillationRun"}
         self.api, self.seconds, self.version = TakesStatus(document), 0.0, 1
@@ -69,7 +70,7 @@ class Site:
             second_look=SecondLook(api=api),
             progress=Progress(every_seconds=30, on_change=print, clock=lambda: self.seconds),
             metrics=Metrics(),
-            defaults=ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x"),
+            defaults=defaults,
             patience=Patience(start_seconds=300),
             clock=lambda: self.seconds,
             now=lambda: MADE + timedelta(seconds=self.seconds),

@@ -6,7 +6,7 @@ import pytest
 
 from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef
-from comd_operator.planner import labels
+from comd_operator.planner import ClusterDefaults, labels
 from comd_operator.runtime.api import ApiError
 from comd_operator.runtime.reconciler import GONE_SECONDS
 from tests.unit.fake_api import refusal
@@ -248,3 +248,12 @@ def test_a_new_operator_keeps_the_progress_that_was_known() -> None:
     site.look(1)
     told = [call.body[1]["value"].get("progress") for call in site.api.told("PATCH")[writes:]]
     assert set(told) <= {"check 40 %"}
+
+
+def test_a_queue_that_the_operator_fills_in_is_waited_for_from_the_beginning() -> None:
+    """Its Job is made suspended, and the status says from the first write on that it waits."""
+    site = Site(ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x", queue="gpus"))
+    (job,) = (call.body for call in site.api.told("POST") if call.body["kind"] == "Job")
+    assert job["spec"]["suspend"] is True
+    (write,) = site.api.told("PATCH")
+    assert write.body[1]["value"]["phase"] == "Queued"

@@ -94,7 +94,7 @@ class Reconciler:
             if not _is_ours(run.spec.managed_by):
                 self._forget(uid)
                 return None
-            return await self._step(run, record)
+            return await self._step(fill(run, self.defaults), record)
         except GoneError:
             return GONE_SECONDS  # Unless the watch tells before that it is.
 
@@ -194,7 +194,7 @@ class Reconciler:
     def _obstacle(self, run: DistillationRun) -> Obstacle | None:
         words = self._problem(run)
         if words is None and run.status is not None and not ledger.in_flight(ledger.current(run.status)):
-            words = moved_storage(fill(run, self.defaults))
+            words = moved_storage(run)
         if words is not None:
             return Obstacle(reason="InvalidSpec", message=words)
         blocked = self._blocked.get(str(run.metadata.uid))
@@ -214,7 +214,7 @@ class Reconciler:
         uid, generation = str(run.metadata.uid), run.metadata.generation
         known = self._problems.get(uid)
         if known is None or known[0] != generation:
-            known = self._problems[uid] = (generation, problem(fill(run, self.defaults)))
+            known = self._problems[uid] = (generation, problem(run))
         return known[1]
 
     def _block(self, run: DistillationRun, obstacle: Obstacle) -> None:
@@ -223,7 +223,7 @@ class Reconciler:
 
     async def _create(self, run: DistillationRun, job: JobPlan, decision: Decision) -> dict[str, Any]:
         """The config is made from the status as it will be: it names what the stages before have made."""
-        run = fill(run, self.defaults).replace(status=decision.ahead)
+        run = run.replace(status=decision.ahead)
         moved = moved_storage(run)
         if moved is not None:
             raise ObstacleError(Obstacle(reason="InvalidSpec", message=moved))

@@ -91,11 +91,11 @@ def test_it_asks_in_the_operator_s_own_namespaces(monkeypatch: pytest.MonkeyPatc
 GONE = ApiError(status=404, reason="NotFound", message="leases comd not found")
 BROKEN: dict[str, tuple[Any, int, Any, str]] = {
     # What lists, /readyz and the Lease answer, and what is said.
-    "no right": (FORBIDDEN, 200, lease(), f"may be listed: {RUNS}: 403 Forbidden: may not list distillationruns"),
-    "not ready": ({}, 503, lease(), "the operator is ready: {url}/readyz answers 503: told"),
-    "no Lease": ({}, 200, GONE, "a replica holds the Lease: "),
-    "nobody": ({}, 200, lease(holder=""), "nobody holds comd-system/comd"),
-    "dead": ({}, 200, lease(age=100), "pod_1 has not renewed comd-system/comd for 10"),
+    "no right": (FORBIDDEN, 200, lease, f"may be listed: {RUNS}: 403 Forbidden: may not list distillationruns"),
+    "not ready": ({}, 503, lease, "the operator is ready: {url}/readyz answers 503: told"),
+    "no Lease": ({}, 200, lambda: GONE, "a replica holds the Lease: "),
+    "nobody": ({}, 200, lambda: lease(holder=""), "nobody holds comd-system/comd"),
+    "dead": ({}, 200, lambda: lease(age=100), "pod_1 has not renewed comd-system/comd for 10"),
 }
 
 
@@ -103,7 +103,7 @@ BROKEN: dict[str, tuple[Any, int, Any, str]] = {
 def test_what_is_not_so_is_said(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     runs, status, held, words = BROKEN[name]
     with operator(status) as url:
-        code, _ = installed(monkeypatch, url, {("GET", RUNS): runs, ("GET", LEASE): held})
+        code, _ = installed(monkeypatch, url, {("GET", RUNS): runs, ("GET", LEASE): held()})
     assert code == ExitCode.FAILED
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("not so: "))
     assert words.format(url=url) in line

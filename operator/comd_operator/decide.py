@@ -26,7 +26,7 @@ from comd_operator.policies.summary import summarize
 
 class _Step(NamedTuple):
     status: RunStatus
-    create: list[JobPlan] = []  # noqa: RUF012 (never changed)
+    create: Sequence[JobPlan] = ()
     adopted: bool = False
     """The next Job was there already, because we were stopped between making it and writing that down."""
     outdated: str | None = None
@@ -86,7 +86,7 @@ def decide(
     status = summarize(run.spec, status, now, paused=paused, hold=held, progress=progress)
     status = _stamp(run, status, now, hold=held)
     return Decision(
-        create=step.create,
+        create=list(step.create),
         delete=leftovers,
         status=status,
         ahead=ahead if settled is not None else status,

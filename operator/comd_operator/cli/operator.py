@@ -7,17 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 from comd_api.exit_codes import ExitCode
+from comd_operator.planner import ClusterDefaults
 from comd_operator.shell.options import Options, from_environment, variable_of
 
-FILLED_IN = (
-    "trainer_image",
-    "storage_uri",
-    "storage_endpoint",
-    "storage_region",
-    "storage_secret",
-    "queue",
-    "tolerations",
-)
+FILLED_IN = tuple(field.name for field in fields(ClusterDefaults))
 """What runs may leave out: `comd plan --kubernetes` takes it too."""
 
 

@@ -29,7 +29,7 @@ from tests.kueue import stand_in
 from tests.nodes.image import IMAGE
 from tests.nodes.operator_process import PORT
 from tests.nodes.site import Run, Site
-from tests.nodes.world import BUCKET, upload_inputs
+from tests.nodes.world import STORAGE, upload_inputs
 
 ROUNDS = 5
 TIMED = r"""#!/bin/bash
@@ -81,7 +81,7 @@ def measure(cluster: Cluster, *, chains: int, trainer_runs: int) -> HandOffs:
 
 
 def _document(*, rounds: int, **trainer: Any) -> dict[str, Any]:
-    document = manifest(storage={"uri": f"s3://{BUCKET}/tiny"}, trainer=trainer)
+    document = manifest(storage={"uri": STORAGE}, trainer=trainer)
     document["spec"]["rounds"]["count"] = rounds
     return document
 

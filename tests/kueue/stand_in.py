@@ -6,7 +6,7 @@ from typing import Any
 from comd_operator.planner import labels
 from tests.api.simulator import result
 from tests.nodes.site import Run, Site
-from tests.nodes.world import one_round
+from tests.nodes.world import STORAGE, one_round
 
 NAME, MOUNT = "stand-in", "/stand-in"
 SCRIPT = r"""#!/bin/bash
@@ -24,8 +24,8 @@ PATH = f"{MOUNT}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def config_map(stages: list[str]) -> dict[str, Any]:
-    """The script, and a result for each stage."""
-    results = {f"{stage}.json": result(stage).to_termination_message() for stage in stages}
+    """The script, and a result for each stage, in the storage of tests/nodes."""
+    results = {f"{stage}.json": result(stage, storage=STORAGE).to_termination_message() for stage in stages}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -14,6 +14,7 @@ from tests.e2e.world import make_inputs, manifest
 from tests.tiny import save_tiny_llava
 
 BUCKET = "nodes"
+STORAGE = f"s3://{BUCKET}/tiny"
 STEPS = 160
 CHECKPOINT_STEPS = 10
 GRACE_SECONDS = 30
@@ -56,7 +57,7 @@ def one_round(**changes: Any) -> dict[str, Any]:
     `a__b=…` sets `spec.a.b`."""
     document = manifest(
         student={"checkpoint": {"source": "inputs/models/student"}},
-        storage={"uri": f"s3://{BUCKET}/tiny"},
+        storage={"uri": STORAGE},
         retry={"limit": 0, "backoffSeconds": 0},
         trainer={"podTemplate": {"spec": {"terminationGracePeriodSeconds": GRACE_SECONDS}}},
     )

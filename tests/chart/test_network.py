@@ -1,5 +1,6 @@
 """Who reaches whom, and who is scraped: selectors are held against the labels and ports of the pods that they are for."""
 
+import re
 from typing import Any
 
 import pytest
@@ -118,9 +119,10 @@ def test_who_is_scraped(helm: Helm, values: Object, namespaces: Any) -> None:
     assert not selects(trainer["spec"]["selector"], rendered.pod())
     assert "namespaceSelector" not in operator["spec"], "its own"
     assert trainer["spec"]["namespaceSelector"] == namespaces
-    (relabeling,) = trainer["spec"]["podMetricsEndpoints"][0]["relabelings"]
-    label = "".join(letter if letter.isalnum() else "_" for letter in labels.RUN)
-    assert relabeling == {"sourceLabels": [f"__meta_kubernetes_pod_label_{label}"], "targetLabel": "run"}
+    assert trainer["spec"]["podMetricsEndpoints"][0]["relabelings"] == [
+        {"sourceLabels": [f"__meta_kubernetes_pod_label_{re.sub('[^a-z]', '_', label)}"], "targetLabel": name}
+        for name, label in (("run", labels.RUN), ("attempt", labels.ATTEMPT))
+    ]
 
 
 def test_the_service_finds_the_operator_and_not_its_test(helm: Helm) -> None:

@@ -56,6 +56,16 @@ def test_runs_and_watches_are_looked_at_when_somebody_asks() -> None:
     assert 'comd_operator_watch_age_seconds{resource="jobs"} 4.5' in text
 
 
+def test_what_is_rare_is_told_before_it_happens() -> None:
+    """A counter whose first value is 1 has no increase in Prometheus."""
+    text = scrape(Metrics())
+    for stage in ("preflight", "pretrain", "round"):
+        assert f'comd_stage_duration_seconds_count{{result="Failed",stage="{stage}"}} 0.0' in text
+        assert f'comd_stage_queue_wait_seconds_count{{stage="{stage}"}} 0.0' in text
+        assert f'comd_stage_retries_total{{exit_class="OutOfMemory",stage="{stage}"}} 0.0' in text
+    assert 'exit_class="Done"' not in text
+
+
 def test_two_in_one_process_do_not_meet() -> None:
     one, two = Metrics(), Metrics()
     one.leader.set(1)

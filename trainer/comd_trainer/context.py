@@ -15,6 +15,8 @@ from comd_trainer.store.artifacts import Artifact
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store
 
+PROGRESS_FILE = "progress.json"
+
 
 class PreemptedError(TryAgainError):
     """The phase was asked to stop and has saved what it had."""

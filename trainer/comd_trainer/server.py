@@ -13,33 +13,55 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from comd_api.stage import Progress, StageConfig
 from comd_api.status import PhaseName, PhaseTime
+from comd_trainer import metrics
+from comd_trainer.context import PROGRESS_FILE
 
 log = logging.getLogger(__name__)
-
-PHASE_METRICS = {
-    "loss": ("comd_loss", "Loss per supervised token of the newest step."),
-    "learning_rate": ("comd_learning_rate", "Learning rate of the newest step."),
-    "grad_norm": ("comd_gradient_norm", "Gradient norm of the newest step, before clipping."),
-    "tokens_per_second": ("comd_tokens_per_second", "Supervised tokens trained on per second, over all ranks."),
-}
-"""What phases report by `Progress.update(**metrics)`, and what it is called outside."""
 
 
 class StageStatus:
     """The newest state of the stage, put together when somebody asks."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: StageConfig, *, own: metrics.Record = metrics.OWN) -> None:
+        """`own`: what this process, the supervisor, counts."""
         self.config = config
         self.phase: PhaseName | None = None
-        self.phase_file: Path | None = None
+        self.phase_folder: Path | None = None
+        """Where the ranks of the running phase leave how far they are and what they have counted."""
         self.finished: list[PhaseTime] = []
         self.started = time.time()
         self.phase_started = self.started
+        self._own = own
+        self._kept: dict[PhaseName, metrics.Values] = {}
+        """Of each phase, what processes have counted that are no longer asked."""
+        self._lock = threading.Lock()
+        """Nothing may be told twice, nor left out, while it moves from the ranks' files into `_kept`: a counter never falls."""
+
+    def begin(self, phase: PhaseName, finished: list[PhaseTime]) -> None:
+        """A phase begins; `finished` are those before it. What was counted before the first is the first one's."""
+        with self._lock:
+            if self.phase is not None:
+                self._keep(self.phase, self._own.take())
+            self.phase_folder = None
+            self.finished = finished
+            self.phase = phase
+            self.phase_started = time.time()
+
+    def watch(self, folder: Path) -> None:
+        with self._lock:
+            self.phase_folder = folder
+
+    def settle(self) -> None:
+        """The ranks have ended, and what they have left will be removed."""
+        with self._lock:
+            if self.phase is not None and self.phase_folder is not None:
+                self._keep(self.phase, metrics.read_folder(self.phase_folder))
+            self.phase_folder = None
 
     def progress(self) -> Progress:
         state = self._phase_state()
@@ -56,18 +78,21 @@ class StageStatus:
 
     def collect(self) -> Iterator[Metric]:
         """Prometheus' collector protocol. Runs are told apart by the pod's labels, not by ours."""
-        labels = {"stage": self.config.stage}
+        stage = self.config.stage
+        labels = {"stage": stage}
         yield _gauge("comd_stage_start_time_seconds", "When this attempt of the stage began.", labels, self.started)
         yield InfoMetricFamily("comd_trainer_build", "Version of the trainer.", value={"version": version("comd")})
         seconds = GaugeMetricFamily(
             "comd_phase_seconds", "Wall time of finished phases.", labels=["stage", "phase", "reused"]
         )
         for done in list(self.finished):
-            seconds.add_metric([self.config.stage, done.name, str(done.reused).lower()], done.seconds)
+            seconds.add_metric([stage, done.name, str(done.reused).lower()], done.seconds)
         yield seconds
-        if self.phase is None:
-            return
-        labels["phase"] = self.phase
+        if self.phase is not None:
+            yield from self._running({**labels, "phase": self.phase})
+        yield from _families(stage, self._counted())
+
+    def _running(self, labels: dict[str, str]) -> Iterator[Metric]:
         state = self._phase_state()
         yield _gauge(
             "comd_phase_done", "Steps or items of the running phase that are done.", labels, state.get("done", 0)
@@ -86,19 +111,42 @@ class StageStatus:
             labels,
             state.get("time", self.phase_started),
         )
-        for key, (name, text) in PHASE_METRICS.items():
-            value = state.get("metrics", {}).get(key)
-            if isinstance(value, int | float):
-                yield _gauge(name, text, labels, value)
+
+    def _counted(self) -> dict[PhaseName, metrics.Values]:
+        """By phase, what has been counted so far."""
+        with self._lock:
+            counted = dict(self._kept)
+            if self.phase is not None:
+                ranks = metrics.read_folder(self.phase_folder) if self.phase_folder is not None else {}
+                counted[self.phase] = metrics.joined([counted.get(self.phase, {}), ranks, self._own.values()])
+        return counted
+
+    def _keep(self, phase: PhaseName, values: metrics.Values) -> None:
+        lasting = {key: value for key, value in values.items() if metrics.BY_NAME[key[0]].stays}
+        self._kept[phase] = metrics.joined([self._kept.get(phase, {}), lasting])
 
     def _phase_state(self) -> dict[str, Any]:
-        if self.phase_file is None:
+        folder = self.phase_folder
+        if folder is None:
             return {}
         try:
-            state: dict[str, Any] = json.loads(self.phase_file.read_text())
+            state: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text())
         except (OSError, json.JSONDecodeError):
             return {}
         return state
+
+
+def _families(stage: str, counted: dict[PhaseName, metrics.Values]) -> Iterator[Metric]:
+    """Those of which there is a value, in the order of the list of metrics."""
+    for metric in metrics.ALL:
+        make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        family = make(metric.name, metric.text, labels=["stage", "phase", *metric.labels])
+        for phase, values in counted.items():
+            for (name, labels), value in values.items():
+                if name == metric.name:
+                    family.add_metric([stage, phase, *labels], value)
+        if family.samples:
+            yield family
 
 
 def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> GaugeMetricFamily:
@@ -140,17 +188,6 @@ class StatusServer:
             log.info("serving /metrics, /healthz and /progress on %s, port %d", self._http.server_address[0], self.port)
         if self.progress_file is not None:
             threading.Thread(target=self._write_progress, name="progress", daemon=True).start()
-
-    def begin(self, phase: PhaseName, finished: list[PhaseTime]) -> None:
-        """A phase begins; `finished` are those before it."""
-        self.status.phase_file = None
-        self.status.finished = finished
-        self.status.phase = phase
-        self.status.phase_started = time.time()
-
-    def watch(self, phase_file: Path) -> None:
-        """From now on the phase says how far it is in this file."""
-        self.status.phase_file = phase_file
 
     def close(self) -> None:
         self._closing.set()

@@ -15,7 +15,7 @@ from comd_api.profile import resolve
 from comd_api.stage import StageConfig, StageResult
 from comd_api.stages import phases_of
 from comd_api.status import ArtifactRef, Counts, ExitClass, PhaseName, PhaseTime, Score
-from comd_trainer import launcher
+from comd_trainer import launcher, metrics
 from comd_trainer.context import PreemptedError
 from comd_trainer.keys import phase_key, phase_prefix, stage_artifact_name
 from comd_trainer.phases import phase_module
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from comd_trainer.nodes import Nodes
 
 log = logging.getLogger(__name__)
+
+
+def count_round(artifact: Artifact) -> None:
+    """What a phase has found, whether it has run now or was there already."""
+    counts = Counts.model_validate(artifact.meta.get("counts", {}))
+    for kind, number in counts.model_dump(by_alias=False, exclude_none=True).items():
+        metrics.put(metrics.ROUND_ITEMS, number, kind=kind)
 
 
 class Supervisor:
@@ -137,13 +144,15 @@ class Supervisor:
     def _run_phase(self, phase: PhaseName, *, store: Store, sources: Sources) -> None:
         started = time.monotonic()
         self.current = phase
-        self.server.begin(phase, self.times)
+        self.server.status.begin(phase, self.times)
         if phase == "preflight":
             artifact = check(self.config, store=store, sources=sources, cache=self.cache, scratch=self.scratch)
             reused = False
         else:
             artifact, reused = self._find_or_run(phase, store=store)
         self.artifacts[phase] = artifact
+        if self.decides:
+            count_round(artifact)
         self.times.append(PhaseTime(name=phase, seconds=round(time.monotonic() - started, 2), reused=reused))
         log.info(
             "%s %s in %.1f s: %s",
@@ -171,7 +180,7 @@ class Supervisor:
         # What an attempt that was killed left half done; its checkpoints and shards are in the store.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.server.watch(folder / "progress.json")
+        self.server.status.watch(folder)
         job = PhaseJob(
             config=json.dumps(self.config.to_wire()),
             phase=phase,
@@ -182,9 +191,12 @@ class Supervisor:
             cache=str(self.cache),
             partial=f"{prefix}/partial",
         )
-        launcher.launch(
-            job, layout=self._layout(phase), stop=self.stop, grace_seconds=self.grace_seconds, peers=self.nodes
-        )
+        try:
+            launcher.launch(
+                job, layout=self._layout(phase), stop=self.stop, grace_seconds=self.grace_seconds, peers=self.nodes
+            )
+        finally:
+            self.server.status.settle()
         # What the key was made from: seeds, decoding, models, pools (method section 12, row 30).
         made_from = {"recipe": recipe, "inputs": digests}
         artifact = self._publish(phase, key=key, prefix=prefix, folder=folder, made_from=made_from, store=store)

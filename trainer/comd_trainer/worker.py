@@ -12,6 +12,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,7 @@ class PhaseJob:
     """`ArtifactRef` by name, as JSON objects."""
     fingerprints: dict[str, str]
     folder: str
-    """This phase's working folder on this node: `out`, `scratch`, `errors`, `progress.json`, `stop`."""
+    """This phase's working folder on this node: `out`, `scratch`, `errors`, `progress.json`, `metrics-*.json`, `stop`."""
     cache: str
     partial: str
 
@@ -136,8 +137,10 @@ def _run(job: PhaseJob, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from comd_trainer.context import PhaseContext, Progress, use_devices
+    from comd_trainer.context import PROGRESS_FILE, PhaseContext, Progress, use_devices
     from comd_trainer.logs import configure
+    from comd_trainer.memory import measure_memory
+    from comd_trainer.metrics import handed_over
     from comd_trainer.phases import phase_module
     from comd_trainer.store.artifacts import open_ref
     from comd_trainer.store.sources import Sources
@@ -166,14 +169,15 @@ def _run(job: PhaseJob, rank: int) -> None:
         out=folder / "out",
         scratch=folder / "scratch",
         partial=job.partial,
-        progress=Progress(path=folder / "progress.json" if rank == 0 else None),
+        progress=Progress(path=folder / PROGRESS_FILE if rank == 0 else None),
         stop_file=folder / "stop",
         rank=rank,
         world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=local_rank,
         num_local_ranks=int(os.environ["LOCAL_WORLD_SIZE"]),
     )
-    phase_module(job.phase).run(ctx)
+    with handed_over(folder, rank=rank, sample=partial(measure_memory, device)):
+        phase_module(job.phase).run(ctx)
     dist.barrier()
     dist.destroy_process_group()
 

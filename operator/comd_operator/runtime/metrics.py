@@ -93,6 +93,16 @@ class Metrics:
         self.stage_retries = Counter(
             "comd_stage_retries", "Attempts that are followed by another.", ["stage", "exit_class"], registry=registry
         )
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """What is rare: a series that is first seen at 1 has not increased, as Prometheus sees it."""
+        for stage in ("preflight", "pretrain", "round"):
+            self.stage_queue_wait.labels(stage=stage)
+            for result in ("Succeeded", "Failed"):
+                self.stage_duration.labels(stage=stage, result=result)
+            for exit_class in ("TryAgain", "CannotStart", "Failed", "OutOfMemory", "Deadline"):
+                self.stage_retries.labels(stage=stage, exit_class=exit_class)
 
     def count_runs(self, phases: Callable[[], Iterable[str]]) -> None:
         """Runs by phase, counted when somebody asks."""

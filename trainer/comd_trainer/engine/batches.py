@@ -42,6 +42,8 @@ class MicroBatch:
     """Ids of the rows that are in it."""
     dropped: dict[str, str]
     """Id and reason of rows that are not."""
+    num_images: int
+    """That rows which are in it show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +60,19 @@ class Collator:
         """Rows that can't be used are left out. Where no image is left, a masked row with a blank one joins: every rank must run the
         same modules (ZeRO-3 gathers parameters as they are used, ZeRO-2 reduces gradients as they come)."""
         rows: list[Encoded] = []
-        used, dropped = [], {}
+        used, dropped, num_images = [], {}, 0
         for example in examples:
             try:
                 rows.append(self._encode_once(example))
                 used.append(example.id)
+                num_images += example.image is not None
             except (RowError, BadImageError) as error:
                 dropped[example.id] = str(error)
         sees_images = self.loaded.kind == "image-text-to-text"
         if not rows or (sees_images and not any("pixel_values" in row for row in rows)):
             rows.append(self.blank())
         inputs = stack(rows, side="right", pad_token_id=self.loaded.pad_token_id)
-        return MicroBatch(inputs=inputs, rows=tuple(used), dropped=dropped)
+        return MicroBatch(inputs=inputs, rows=tuple(used), dropped=dropped, num_images=num_images)
 
     def _encode_once(self, example: Example) -> Encoded:
         """`encode`, or what it gave in an earlier epoch."""

@@ -10,16 +10,18 @@ import logging
 import random
 import re
 import shutil
+import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from comd_trainer import metrics
 from comd_trainer.context import PhaseContext
 from comd_trainer.engine.restricted import RestrictedCheckpointEngine
 from comd_trainer.store.artifacts import Artifact, open_artifact, publish
@@ -69,6 +71,7 @@ class Checkpoints:
     def save(self, engine: Any, state: TrainState) -> None:
         """Collective. Returns when this rank's share is in the store."""
         ctx = self._ctx
+        began = time.monotonic()
         folder = ctx.scratch / f"checkpoint-{state.step:08d}-rank-{ctx.rank:05d}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -76,7 +79,7 @@ class Checkpoints:
         (folder / "state.json").write_text(json.dumps(asdict(state)))
         _save_random_state(folder / "random.safetensors")
         self._prune()
-        publish(
+        share = publish(
             ctx.store,
             prefix=self._share(state.step, self._attempt, ctx.rank),
             kind="checkpoint",
@@ -88,6 +91,7 @@ class Checkpoints:
         shutil.rmtree(folder, ignore_errors=True)
         # A bucket's artifacts stay in this node's cache for who reads them next; a checkpoint is read after a restart if ever.
         shutil.rmtree(self._cache, ignore_errors=True)
+        self._count("save", share, began=began)
 
     def resume(self, engine: Any) -> TrainState:
         """Collective. Loads the newest complete checkpoint into `engine`; a fresh state when there is none."""
@@ -95,6 +99,7 @@ class Checkpoints:
         found = _agreed(self.newest() if ctx.is_first else None)
         if found is None:
             return TrainState()
+        began = time.monotonic()
         own = self._open_share(found, ctx.rank)
         folder = ctx.scratch / f"resume-rank-{ctx.rank:05d}"
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,8 +119,16 @@ class Checkpoints:
         state = TrainState(**json.loads((folder / "state.json").read_text()))
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self._cache, ignore_errors=True)
+        self._count("load", own, began=began)
         log.info("continues from the checkpoint of step %d", state.step)
         return state
+
+    def _count(self, direction: Literal["save", "load"], share: Artifact, *, began: float) -> None:
+        num_bytes = sum(entry.size for entry in share.manifest.files)
+        metrics.add(metrics.CHECKPOINT_BYTES, num_bytes, direction=direction)
+        if self._ctx.is_first:
+            metrics.add(metrics.CHECKPOINTS, direction=direction)
+            metrics.add(metrics.CHECKPOINT_SECONDS, time.monotonic() - began, direction=direction)
 
     def newest(self) -> Found | None:
         """The complete checkpoint with the most steps."""

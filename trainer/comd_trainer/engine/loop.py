@@ -20,16 +20,13 @@ from comd_trainer.data.seeds import derive
 from comd_trainer.engine.batches import Collator, Example, MicroBatch, check_share
 from comd_trainer.engine.checkpoint import Checkpoints, TrainState
 from comd_trainer.engine.deepspeed_config import deepspeed_config, num_micro_batches
-from comd_trainer.engine.loss import num_supervised, summed_loss, takes_logits_to_keep
+from comd_trainer.engine.flops import cost_of
+from comd_trainer.engine.loss import summed_loss, takes_logits_to_keep
 from comd_trainer.engine.order import Order, micro_batches
+from comd_trainer.engine.report import Report, StepSize, size_of
 from comd_trainer.engine.schedule import learning_rate
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import to_device
-
-log = logging.getLogger(__name__)
-
-LOG_SECONDS = 10.0
-"""Between two log lines. Progress is reported at every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +73,12 @@ def train(
     collate = Collator(loaded=loaded, open_image=open_image, max_length=training.max_length)
     keeps_logits = takes_logits_to_keep(loaded.model)
     torch.manual_seed(derive(plan.seed, "dropout", ctx.rank))
+    cost = cost_of(loaded.model)
     engine = start_engine(ctx, loaded, parameters, plan)
     checkpoints = Checkpoints(ctx, zero_stage=training.deepspeed.zero_stage)
     state = checkpoints.resume(engine)
     ctx.progress.start(total=num_steps, unit="steps", done=state.step)
-    report = Report(ctx, num_steps=num_steps, num_tokens=state.num_tokens)
+    report = Report(ctx, num_steps=num_steps, cost=cost, device=engine.device)
 
     while state.step < num_steps:
         rows = order.batch(state.step)
@@ -91,13 +89,12 @@ def train(
             micro_batch_size=training.micro_batch_size,
             num_micro=num_micro,
         )
+        began = time.monotonic()
         batches = [collate([examples[row] for row in micro]) for micro in mine]
-        num_tokens, num_dropped, stops = summed(
-            engine.device,
-            sum(num_supervised(batch.inputs) for batch in batches),
-            sum(len(batch.dropped) for batch in batches),
-            int(ctx.stop_asked()),
-        )
+        report.waited(time.monotonic() - began)
+        own = size_of(batches, image_token_id=loaded.image_token_id)
+        *numbers, stops = summed(engine.device, *own.numbers(), int(ctx.stop_asked()))
+        size = StepSize.of_numbers(numbers)
         if stops:
             checkpoints.save(engine, state)
             # The first rank that ends makes the launcher kill the others, after a while: nobody ends before all shares are there.
@@ -121,10 +118,10 @@ def train(
             inputs = to_device(batch.inputs, device=engine.device, dtype=loaded.model.dtype)
             loss_sum = summed_loss(engine, inputs, keeps_logits=keeps_logits)
             # DeepSpeed averages gradients over the ranks; the loss is a mean over the tokens of all of them.
-            engine.backward(loss_sum * (ctx.world_size / max(1, num_tokens)), scale_wrt_gas=False)
+            engine.backward(loss_sum * (ctx.world_size / max(1, size.supervised)), scale_wrt_gas=False)
             sums.append(loss_sum.detach())
             if number == num_micro:
-                loss = summed(engine.device, float(torch.stack(sums).sum()))[0] / max(1, num_tokens)
+                loss = summed(engine.device, float(torch.stack(sums).sum()))[0] / max(1, size.supervised)
                 refuse_non_finite("loss", loss, step=state.step, batches=batches, sums=sums)
                 plain_norm = gradient_norm(parameters) if engine.optimizer is engine.basic_optimizer else None
             engine.step()
@@ -136,8 +133,8 @@ def train(
 
         state.step += 1
         state.losses.append(loss)
-        state.num_tokens += int(num_tokens)
-        state.num_dropped += int(num_dropped)
+        state.num_tokens += int(size.supervised)
+        state.num_dropped += int(size.dropped)
         for batch in batches:
             state.dropped.update(batch.dropped)
         check_share(
@@ -147,7 +144,7 @@ def train(
             max_fraction=plan.max_bad_row_fraction,
             reasons=state.dropped,
         )
-        report(state, loss=loss, rate=rate, grad_norm=grad_norm)
+        report(state, size, loss=loss, rate=rate, grad_norm=grad_norm)
         if state.step % training.checkpoint_steps == 0 and state.step < num_steps:
             checkpoints.save(engine, state)
 
@@ -225,27 +222,3 @@ def refuse_non_finite(
     raise BadDataError(
         f"the {what} of step {step + 1} is {value}; rows of that step: {listed}; look at these rows, or lower the learning rate"
     )
-
-
-class Report:
-    """Says how training goes: metrics at every step, a log line now and then. Rank 0 alone."""
-
-    def __init__(self, ctx: PhaseContext, *, num_steps: int, num_tokens: int) -> None:
-        self._ctx, self._num_steps = ctx, num_steps
-        self._last_time, self._last_tokens, self._last_log = time.monotonic(), num_tokens, -math.inf
-
-    def __call__(self, state: TrainState, *, loss: float, rate: float, grad_norm: float) -> None:
-        if not self._ctx.is_first:
-            return
-        now = time.monotonic()
-        speed = (state.num_tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
-        self._last_time, self._last_tokens = now, state.num_tokens
-        metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm, "tokens_per_second": speed}
-        self._ctx.progress.update(done=state.step, **metrics)
-        if now - self._last_log >= LOG_SECONDS or state.step == self._num_steps:
-            self._last_log = now
-            log.info(
-                "step %d/%d loss %.4f lr %.2e grad norm %.3f, %.0f supervised tokens/s",
-                state.step, self._num_steps, loss, rate, grad_norm, speed,
-                extra={"step": state.step, **metrics},
-            )  # fmt: skip

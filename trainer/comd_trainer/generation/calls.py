@@ -6,7 +6,7 @@ the decoding, the seed where one is drawn from, and the version of the prompt fo
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
 from comd_api.roles import Model
+from comd_trainer import metrics
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.images import BadImageError, Images
 from comd_trainer.generation.base import PROMPT_FORMAT, Generator, Reply, Request
@@ -21,6 +22,8 @@ from comd_trainer.generation.group import from_first
 from comd_trainer.generation.open import max_ranks, open_images, open_model
 from comd_trainer.generation.sharing import OnResults, complete
 from comd_trainer.store.calls import CallCache
+
+OnReply = Callable[[str], None]
 
 
 def cached_generate(
@@ -32,15 +35,23 @@ def cached_generate(
     requests: Sequence[Request],
     decoding: Decoding,
     field: str,
+    on_reply: OnReply = lambda _: None,
 ) -> dict[str, Reply]:
     """A reply for each request, by its key, on every rank. All ranks call it with the same requests.
 
     `role` and `field` ("spec.teacher") are for messages. Equal requests (but for their keys) are asked once. Ask again
-    for another reply with another `seed` and a temperature above 0. Raises BadDataError for an image that can't be
-    read.
+    for another reply with another `seed` and a temperature above 0. `on_reply` is called with each text that was not in
+    the cache, as soon as it is there, on the rank that has it. Raises BadDataError for an image that can't be read.
     """
     return generate_counted(
-        ctx, model=model, role=role, fingerprint=fingerprint, requests=requests, decoding=decoding, field=field
+        ctx,
+        model=model,
+        role=role,
+        fingerprint=fingerprint,
+        requests=requests,
+        decoding=decoding,
+        field=field,
+        on_reply=on_reply,
     )[0]
 
 
@@ -53,6 +64,7 @@ def generate_counted(
     requests: Sequence[Request],
     decoding: Decoding,
     field: str,
+    on_reply: OnReply = lambda _: None,
 ) -> tuple[dict[str, Reply], int]:
     """As `cached_generate`, and how many replies the stage had to make."""
     images = open_images(ctx) if any(request.image is not None for request in requests) else None
@@ -64,7 +76,9 @@ def generate_counted(
         cache=CallCache(ctx.store, f"cache/answers/{scope[:32]}"),
         keys=list(by_content),
         label=role,
-        open_worker=lambda: _Asker(open_model(ctx, model, role=role, field=field, images=images), by_content, decoding),
+        open_worker=lambda: _Asker(
+            open_model(ctx, model, role=role, field=field, images=images), by_content, decoding, on_reply
+        ),
         max_ranks=max_ranks(model),
     )
     replies = {
@@ -116,21 +130,23 @@ def image_digest(name: str | None, images: Images | None) -> str | None:
 class _Asker:
     """A generator as a worker: keys in, results that JSON can hold out."""
 
-    def __init__(self, generator: Generator, requests: Mapping[str, Request], decoding: Decoding) -> None:
-        self.generator, self.requests, self.decoding = generator, requests, decoding
+    def __init__(
+        self, generator: Generator, requests: Mapping[str, Request], decoding: Decoding, on_reply: OnReply
+    ) -> None:
+        self.generator, self.requests, self.decoding, self.on_reply = generator, requests, decoding, on_reply
 
     def plan(self, keys: Sequence[str]) -> list[list[str]]:
         batches = self.generator.plan([self.requests[key] for key in keys], self.decoding)
         return [[request.key for request in batch] for batch in batches]
 
     def run(self, keys: Sequence[str], on_results: OnResults) -> None:
-        self.generator.generate(
-            [self.requests[key] for key in keys],
-            self.decoding,
-            lambda replies: on_results(
-                [(reply.key, {"text": reply.text, "finish": reply.finish}) for reply in replies]
-            ),
-        )
+        def on_done(replies: list[Reply]) -> None:
+            for reply in replies:
+                self.on_reply(reply.text)
+            metrics.add(metrics.IMAGES, sum(self.requests[reply.key].image is not None for reply in replies))
+            on_results([(reply.key, {"text": reply.text, "finish": reply.finish}) for reply in replies])
+
+        self.generator.generate([self.requests[key] for key in keys], self.decoding, on_done)
 
 
 def _is_endpoint(model: Model | Path) -> bool:

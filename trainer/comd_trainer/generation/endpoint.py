@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from comd_api.exit_codes import BadDataError, ComdError, TryAgainError, UserError
 from comd_api.recipe import Decoding
 from comd_api.roles import Endpoint
+from comd_trainer import metrics
 from comd_trainer.data.images import BadImageError, Images
 from comd_trainer.generation.base import OnDone, Reply, Request
 
@@ -41,6 +42,11 @@ class _TransientError(Exception):
     def __init__(self, reason: str, *, retry_after: float | None = None, busy: bool = False) -> None:
         super().__init__(reason)
         self.retry_after, self.busy = retry_after, busy
+
+    @property
+    def kind(self) -> str:
+        """For the metrics."""
+        return "busy" if self.busy else "unreadable" if isinstance(self, _UnreadableError) else "failed"
 
 
 class _UnreadableError(_TransientError):
@@ -91,6 +97,8 @@ class EndpointGenerator:
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.last_success = 0.0
         """On the monotonic clock."""
+        for reason in ("busy", "failed", "unreadable"):
+            metrics.add(metrics.ENDPOINT_ERRORS, 0, role=role, reason=reason)
 
     def plan(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Request]]:  # noqa: ARG002
         """Requests of the same image together, for the service's prefix cache; one to a batch, for each is answered by
@@ -148,6 +156,7 @@ class EndpointGenerator:
                 try:
                     reply = await self._ask(client, request, body)
                 except _TransientError as error:
+                    metrics.add(metrics.ENDPOINT_ERRORS, role=self.role, reason=error.kind)
                     unreadable += isinstance(error, _UnreadableError)
                     self._give_up_if_due(request, error, started=started, unreadable=unreadable)
                     raise
@@ -257,9 +266,20 @@ def _reply_of(key: str, response: httpx.Response) -> Reply:
             raise TypeError(f"content is {type(text).__name__}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _UnreadableError(f"{type(error).__name__}: {error}; {_excerpt(response)}") from error
+    _count_tokens(response)
     # Half a surrogate pair, as services send that cut their text at a length in bytes, is no character.
     text = (text or "").encode("utf-8", "replace").decode()
     return Reply(key=key, text=text.strip(), finish="length" if finish == "length" else "stop")
+
+
+def _count_tokens(response: httpx.Response) -> None:
+    """Services tell in `usage` how many tokens they wrote; those that don't are not counted."""
+    try:
+        written = response.json()["usage"]["completion_tokens"]
+    except (LookupError, TypeError):
+        return
+    if isinstance(written, int) and written > 0:
+        metrics.add(metrics.GENERATED_TOKENS, written)
 
 
 def _retry_after(value: str | None) -> float | None:

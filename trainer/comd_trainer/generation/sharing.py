@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from comd_trainer import metrics
 from comd_trainer.context import PhaseContext
 from comd_trainer.generation.group import from_first, wait_for_all
 from comd_trainer.store.calls import CallCache
@@ -49,6 +50,8 @@ def complete(
     """
     known, missing = from_first(ctx, lambda: _look_up(cache, keys))
     made = from_first(ctx, lambda: _count_made(ctx, keys, len(missing)))
+    if ctx.is_first:
+        metrics.add(metrics.ANSWERS, len(known), role=label, source="cache")
     if not missing:
         return known, made
     num_workers = min(ctx.world_size, max_ranks or ctx.world_size)
@@ -97,6 +100,7 @@ def _work(
     fresh: dict[str, Result] = {}
     unsaved: list[tuple[str, Result]] = []
     started = saved = time.monotonic()
+    metrics.add(metrics.ANSWERS, 0, role=label, source="model")
 
     def flush() -> None:
         nonlocal saved
@@ -108,6 +112,7 @@ def _work(
     def on_results(results: list[tuple[str, Result]]) -> None:
         unsaved.extend(results)
         fresh.update(results)
+        metrics.add(metrics.ANSWERS, len(results), role=label, source="model")
         if time.monotonic() - saved > FLUSH_SECONDS:
             flush()
         if ctx.is_first:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from comd_api.exit_codes import BadDataError
 from comd_api.recipe import Decoding
+from comd_trainer import metrics
 from comd_trainer.data.images import BadImageError, Images
 from comd_trainer.generation.base import OnDone, Reply, Request
 from comd_trainer.generation.encoding import PromptEncoder
@@ -123,6 +124,7 @@ class TransformersGenerator:
     def _reply(self, request: Request, tokens: list[int]) -> Reply:
         """`tokens`: the new ones, up to and with the first end mark; what comes after it is padding."""
         end = next((index for index, token in enumerate(tokens) if token in self.stop_tokens), None)
+        metrics.add(metrics.GENERATED_TOKENS, len(tokens) if end is None else end + 1)
         text = decode_answer(self.loaded, tokens[:end])
         return Reply(key=request.key, text=text, finish="length" if end is None else "stop")
 

@@ -10,7 +10,7 @@ from comd_api.stage import StageConfig
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.rows import Candidate, Item, Verdict, read_rows, write_rows
 from comd_trainer.phases.inputs import augmenting_recipe, cache_pool, read_bank
-from comd_trainer.phases.write import write_new
+from comd_trainer.phases.write import count_candidates, write_new
 from comd_trainer.pools.branch import reasons_of
 from comd_trainer.pools.parents import Parents, split
 from comd_trainer.pools.retrieval import pick_easy, retrieve_hard
@@ -61,6 +61,7 @@ def run(ctx: PhaseContext) -> None:
     )
     if kind != "Chat":
         candidates = [accepted_candidate(item) for item in new]
+        count_candidates(ctx, candidates)
     finish(
         ctx, new=new, train=train, cache=next_cache(cache=cache, new=new, fresh=fresh), candidates=candidates, meta=meta
     )

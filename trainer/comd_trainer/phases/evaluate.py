@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from comd_api.data import EvaluationSet
 from comd_api.roles import Model
 from comd_api.stage import StageConfig
+from comd_trainer import metrics
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.rows import Item, write_rows
 from comd_trainer.evaluation.scores import Prediction, details_of, judge_answer, judge_likelihoods, score_of
@@ -50,13 +51,22 @@ def run(ctx: PhaseContext) -> None:
     for candidate in (student_of(ctx), teacher_of(ctx)):
         for evaluation in ctx.spec.data.evaluation:
             made = predict(ctx, candidate, evaluation, sets[evaluation.name])
-            predictions += [made] if made else []
+            if made:
+                predictions.append(made)
+                count_score(ctx, made, evaluation)
     if not ctx.is_first:
         return
     details = [details_of(made) for made in predictions]
     (ctx.out / "scores.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
     write_rows(ctx.out / "predictions.jsonl", [prediction for made in predictions for prediction in made])
     ctx.set_meta({"scores": [score_of(made).to_wire() for made in predictions]})
+
+
+def count_score(ctx: PhaseContext, made: list[Prediction], evaluation: EvaluationSet) -> None:
+    """At once: the teacher's answers may take longer than a scrape, and the phase is the stage's last."""
+    if ctx.is_first:
+        score = score_of(made)
+        metrics.put(metrics.SCORE, score.value, evaluation=score.evaluation, role=score.role, metric=evaluation.metric)
 
 
 def student_of(ctx: PhaseContext) -> Candidate:

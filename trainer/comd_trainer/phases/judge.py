@@ -2,15 +2,18 @@
 12, rows 13-16)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from comd_api.recipe import Decoding
 from comd_api.roles import Model
+from comd_trainer import metrics
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.annotations import Annotation
 from comd_trainer.data.rows import Answer, Item, Review
 from comd_trainer.data.seeds import derive
 from comd_trainer.generation.base import Request, fingerprint_of
+from comd_trainer.judging.parse import parse_scores
 from comd_trainer.judging.prompts import ORDERS, Order, in_order, judge_turns, review_of
 from comd_trainer.phases.inputs import annotations_of
 
@@ -38,9 +41,12 @@ def ask_judge(ctx: PhaseContext, compared: Sequence[Compared], *, model: Model, 
     ]
     open_pairs: list[tuple[Compared, Order]] = [(row, order) for row in judged for order in ORDERS]
     reviews: dict[tuple[str, Order], list[Review]] = {(row.item.id, order): [] for row, order in open_pairs}
+    for result in ("parsed", "asked_again", "dropped"):
+        metrics.add(metrics.JUDGE_REPLIES, 0, result=result)
     for attempt in range(options.max_attempts):
         if not open_pairs:
             break
+        unread = "asked_again" if attempt + 1 < options.max_attempts else "dropped"
         replies = cached_generate(
             ctx,
             model=model,
@@ -52,11 +58,17 @@ def ask_judge(ctx: PhaseContext, compared: Sequence[Compared], *, model: Model, 
             ],
             decoding=warmer(ctx.spec.generation.assessor, attempt=attempt),
             field=field,
+            on_reply=partial(count_reply, unread=unread),
         )
         for row, order in open_pairs:
             reviews[row.item.id, order].append(review_of(row.item.id, order, replies[key_of(row.item, order)].text))
         open_pairs = [(row, order) for row, order in open_pairs if reviews[row.item.id, order][-1].teacher is None]
     return [review for given in reviews.values() for review in given]
+
+
+def count_reply(text: str, *, unread: str) -> None:
+    """`unread`: what follows when it does not parse."""
+    metrics.add(metrics.JUDGE_REPLIES, result="parsed" if parse_scores(text) is not None else unread)
 
 
 def judge_request(

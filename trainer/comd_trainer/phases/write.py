@@ -1,10 +1,11 @@
 """`augmentor.type: Chat`: a prompted model writes new instructions, in waves, until both branches have what they want
 (method section 4c; section 12, rows 19-25)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from comd_trainer import metrics
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.annotations import Annotation
 from comd_trainer.data.hygiene import EvaluationData
@@ -46,10 +47,20 @@ def write_new(
     writer = Writer(ctx, pool)
     while waves := [(branch, branch.next_wave()) for branch in branches if branch.missing > 0]:
         for branch, proposal in writer.propose(waves):
+            looked_at = len(branch.candidates)
             branch.offer(proposal, novelty)
+            count_candidates(ctx, branch.candidates[looked_at:])
     candidates = [candidate for branch in branches for candidate in branch.candidates]
     attempts = {branch.name: branch.attempts for branch in branches}
     return [item for branch in branches for item in branch.accepted], candidates, {"attempts": attempts}
+
+
+def count_candidates(ctx: PhaseContext, candidates: Iterable[Candidate]) -> None:
+    """Every rank comes to the same ones."""
+    if ctx.is_first:
+        for each in candidates:
+            result = "accepted" if each.accepted else "rejected"
+            metrics.add(metrics.CANDIDATES, branch=each.branch, result=result, reason=each.reason or "none")
 
 
 class Writer:

@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from comd_api.exit_codes import UserError
 from comd_api.run import S3Options
+from comd_trainer.store.counted import count_repeats
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.s3_errors import is_missing, is_past_end, is_taken, s3_errors
@@ -223,6 +224,7 @@ class S3Store:
             if self._opened is None:
                 with s3_errors(uri=self._uri, field=self._field):
                     client = _connect(self._options, field=self._field)
+                client.meta.events.register("after-call.s3", count_repeats)
                 transfers = TransferManager(
                     client,
                     TransferConfig(

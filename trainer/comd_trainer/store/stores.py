@@ -97,14 +97,16 @@ class Store(Protocol):
 
 
 def open_store(uri: str, s3: S3Options, *, field: str = STORAGE_FIELD) -> Store:
-    """Asks nothing of the store yet. `field` is what errors blame."""
+    """Asks nothing of the store yet. `field` is what errors blame. What is moved is counted."""
+    from comd_trainer.store.counted import CountedStore
+
     if uri.startswith("s3://"):
         from comd_trainer.store.s3_store import S3Store  # boto3 takes a third of a second to import
 
-        return S3Store(uri, s3, field=field)
+        return CountedStore(S3Store(uri, s3, field=field))
     from comd_trainer.store.file_store import FileStore
 
-    return FileStore(uri, field=field)
+    return CountedStore(FileStore(uri, field=field))
 
 
 PROBE = b"made and removed by comd's preflight\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import prometheus
 from tests.chart import schemas, tools
 from tests.chart.helm import Helm
 
@@ -50,3 +51,13 @@ def kubeconform(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("schemas")
     schemas.write(folder, kubernetes=tools.source(*tools.KUBERNETES), monitoring=tools.source(*tools.MONITORING))
     return schemas.Kubeconform(program, folder)
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    try:
+        return prometheus.provide(print)["promtool"]
+    except prometheus.MissingError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))

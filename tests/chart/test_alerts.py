@@ -1,22 +1,16 @@
 """Alerts ask for metrics that are exported, by labels and values that there are, and each has a section in docs/runbooks.md."""
 
 import re
-from collections.abc import Iterable
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from comd_api.status import ExitClass, RunPhase
-from comd_operator.runtime.metrics import Metrics
-from comd_trainer.server import StageStatus
-from tests.chart.helm import FULLNAME, NAMESPACE, Helm, Object
+from tests.chart import exported
+from tests.chart.helm import Helm, Object
 from tests.chart.values_table import CHART
-from tests.unit.test_status_server import CONFIG
 
 RULES: Object = {"monitoring": {"prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}}}}
-_SELECTED = re.compile(r"(comd_\w+)\{([^}]*)\}")
-_MATCHER = re.compile(r'(\w+)\s*=~?\s*"([^"]*)"')
 
 
 @pytest.fixture
@@ -26,45 +20,14 @@ def alerts(helm: Helm) -> list[Object]:
     return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
 
 
-def exported(collected: Iterable[Any]) -> dict[str, set[str]]:
-    """Each series' name, and its labels."""
-    return {sample.name: set(sample.labels) for metric in collected for sample in metric.samples}
-
-
-def operator_series() -> dict[str, set[str]]:
-    metrics = Metrics()
-    metrics.count_runs(list)
-    metrics.watch_ages(lambda: {"jobs": 1.0})
-    metrics.api_requests.labels(verb="get", resource="jobs", code="200").inc()
-    metrics.stage_retries.labels(stage="round", exit_class="Failed").inc()
-    return exported(metrics.registry.collect())
-
-
-def trainer_series() -> dict[str, set[str]]:
-    status = StageStatus(CONFIG)
-    status.phase = "tune"
-    registry = CollectorRegistry()
-    registry.register(status)
-    return exported(registry.collect())
-
-
 def test_they_ask_for_what_is_exported(alerts: list[Object]) -> None:
-    jobs = {
-        f"{NAMESPACE}/{FULLNAME}": operator_series(),
-        f"{NAMESPACE}/{FULLNAME}-trainer": trainer_series(),
-    }
-    scraped = {"job", "namespace", "pod", "run"}
+    jobs = exported.series()
     for alert in alerts:
-        selected = _SELECTED.findall(alert["expr"])
-        assert selected, alert
-        assert len(re.findall(r"comd_\w+", alert["expr"])) == len(selected), "all of them say whose they are"
-        for name, matchers in selected:
-            asked = dict(_MATCHER.findall(matchers))
+        for name, asked in exported.selected(alert["expr"]):
+            assert asked["job"] in jobs, f"{alert['alert']} says whose {name} is"
             series = jobs[asked["job"]]
             assert name in series, f"{alert['alert']}: nobody exports {name}"
-            grouped = re.findall(r"by \(([^)]*)\)", alert["expr"])
-            labels = {label.strip() for group in grouped for label in group.split(",")} - {"le"}
-            assert set(asked) | labels <= series[name] | scraped, alert["alert"]
+            assert set(asked) | exported.grouped(alert["expr"]) <= series[name], alert["alert"]
             assert set(asked.get("phase", "Stalled").split("|")) <= set(get_args(RunPhase))
             assert set(asked.get("exit_class", "Failed").split("|")) <= set(get_args(ExitClass))
 

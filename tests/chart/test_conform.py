@@ -16,6 +16,7 @@ RULE: Object = {
 MONITORING: Object = {
     "podMonitor": {"enabled": True, "labels": {"a": "b"}, "annotations": {"a": "b"}},
     "prometheusRule": {"enabled": True, "labels": {"a": "b"}, "annotations": {"a": "b"}},
+    "dashboards": {"enabled": True, "labels": {"a": "b"}, "annotations": {"a": "b"}},
 }
 EVERYTHING: Object = {
     "imagePullSecrets": [{"name": "pull"}],

@@ -16,7 +16,13 @@ from tests.chart.values_table import CHART
 ROOT = CHART.parents[1]
 CLUSTER_KINDS = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
 IN_TWO = {"watchNamespaces": ["team-a", "team-b"]}
-ALL_MONITORING = {"monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}}
+ALL_MONITORING = {
+    "monitoring": {
+        "podMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True},
+        "dashboards": {"enabled": True},
+    }
+}
 
 
 def test_by_default(helm: Helm) -> None:

@@ -134,3 +134,25 @@ def test_an_artifact_in_a_bucket_can_be_a_source(store: Store, sources: Sources,
     publish(store, prefix="student", kind="tune", key="k", folder=out, meta={}, cache_dir=tmp_path / "writer")
     assert contents(sources.folder(f"{store.uri}/student")) == {"model.safetensors": b"weights"}
     assert sources.fingerprint("student") == sources.fingerprint(plain.as_uri())
+
+
+def test_a_large_file_is_given_up_in_the_middle(
+    store: Store, s3_keys: versity.Server, tmp_path: Path, bucket: str
+) -> None:
+    size = 64 << 20
+    store.write("model/weights", bytes(size))
+    moved: list[int] = []
+
+    def check() -> None:
+        if sum(moved) > size // 8:
+            raise TryAgainError("no more time")
+
+    options = S3Options(endpoint=s3_keys.endpoint)
+    stopped = open_store(store.uri, options, check=check)
+    sources = Sources(Storage(uri=store.uri, s3=options), stopped, tmp_path / "cache", check)
+    for source in ("model", f"s3://{bucket}/runs/model"):
+        moved.clear()
+        with pytest.raises(TryAgainError, match="no more time"):
+            sources.folder(source, on_bytes=moved.append)
+        assert size // 8 < sum(moved) < size
+    assert contents(node(store, s3_keys, tmp_path / "cache").folder("model")) == {"weights": bytes(size)}

@@ -114,14 +114,18 @@ class PhaseContext:
 
     def raise_if_stopped(self) -> None:
         """For loops without collectives, whose finished work is saved already."""
-        if self.stop_asked():
-            raise PreemptedError(
-                "stopped by request; what was finished is kept and the next attempt goes on from there"
-            )
+        if self.stop_file is not None:
+            raise_if_there(self.stop_file)
 
     def set_meta(self, meta: Mapping[str, Any]) -> None:
         """Facts for the manifest: `counts`, `scores`, `stop` go into the stage's result. Rank 0 alone calls it."""
         (self.scratch / "meta.json").write_text(json.dumps(dict(meta)))
+
+
+def raise_if_there(stop_file: Path) -> None:
+    """The same before there is a context, such as while a store fetches what it is made of."""
+    if stop_file.exists():
+        raise PreemptedError("stopped by request; what was finished is kept and the next attempt goes on from there")
 
 
 def use_devices(local_rank: int) -> str:

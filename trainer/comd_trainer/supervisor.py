@@ -103,8 +103,8 @@ class Supervisor:
         for folder in (self.scratch, self.cache):
             with local_errors(folder, field="the trainer's scratch folder"):
                 folder.mkdir(parents=True, exist_ok=True)
-        store = open_store(storage.uri, storage.s3)
-        sources = Sources(storage, store, self.cache)
+        store = open_store(storage.uri, storage.s3, check=self._raise_if_stopped)
+        sources = Sources(storage, store, self.cache, self._raise_if_stopped)
         for ref in self.config.inputs:
             self.artifacts[ref.name] = open_ref(ref, store=store, cache_dir=self.cache)
         if "preflight" in self.artifacts:
@@ -119,6 +119,11 @@ class Supervisor:
             self._run_phase(phase, store=store, sources=sources)
         if self.nodes is not None:
             self.nodes.finish()
+
+    def _raise_if_stopped(self) -> None:
+        """While something is fetched."""
+        if self.stop.is_set():
+            raise PreemptedError("stopped by request while inputs were fetched")
 
     @property
     def decides(self) -> bool:

@@ -137,7 +137,7 @@ def _run(job: PhaseJob, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from comd_trainer.context import PROGRESS_FILE, PhaseContext, Progress, use_devices
+    from comd_trainer.context import PROGRESS_FILE, PhaseContext, Progress, raise_if_there, use_devices
     from comd_trainer.logs import configure
     from comd_trainer.memory import measure_memory
     from comd_trainer.metrics import handed_over
@@ -156,11 +156,12 @@ def _run(job: PhaseJob, rank: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=COLLECTIVE_TIMEOUT)
     folder, cache = Path(job.folder), Path(job.cache)
-    store = open_store(storage.uri, storage.s3)
+    check = partial(raise_if_there, folder / "stop")
+    store = open_store(storage.uri, storage.s3, check=check)
     ctx = PhaseContext(
         config=config,
         store=store,
-        sources=Sources(storage, store, cache),
+        sources=Sources(storage, store, cache, check),
         artifacts={
             name: open_ref(ArtifactRef.model_validate(ref), store=store, cache_dir=cache)
             for name, ref in job.artifacts.items()

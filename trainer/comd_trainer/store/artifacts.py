@@ -20,6 +20,7 @@ from comd_api.artifact import MANIFEST_NAME, FileEntry, Manifest
 from comd_api.exit_codes import BadDataError, ComdError
 from comd_api.status import ArtifactRef
 from comd_trainer.store.cache import FileCache, WrongContentError
+from comd_trainer.store.fetching import FetchLog
 from comd_trainer.store.hashing import in_parallel, sha256_of
 from comd_trainer.store.stores import DamagedError, OnBytes, Store, path_problem
 
@@ -67,7 +68,15 @@ class Artifact:
 
     def folder(self, *, on_bytes: OnBytes | None = None) -> Path:
         """All files, on this machine and verified. Not to be written to."""
-        in_parallel(lambda entry: self._fetch(entry, on_bytes), self.manifest.files, threads=FILES_AT_ONCE)
+        fetch_log = FetchLog(
+            self.uri, num_files=len(self.manifest.files), num_bytes=sum(entry.size for entry in self.manifest.files)
+        )
+
+        def fetch(entry: FileEntry) -> None:
+            self._fetch(entry, fetch_log.on_bytes(on_bytes))
+            fetch_log.file_done()
+
+        in_parallel(fetch, self.manifest.files, threads=FILES_AT_ONCE)
         folder = self.store.local_path(self._stored("")) or FileCache(self.cache_dir).tree(self._tree)
         folder.mkdir(parents=True, exist_ok=True)  # an artifact without files has none yet
         return folder

@@ -1,4 +1,4 @@
-"""A store that counts what is moved, for how long, and what goes wrong: for `/metrics`."""
+"""A store that counts what is moved, for how long, and what goes wrong: for `/metrics`. And that gives up a download when it is told to."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,16 +8,20 @@ from typing import Any, Literal
 
 from comd_api.exit_codes import ComdError
 from comd_trainer import metrics
-from comd_trainer.store.stores import OnBytes, Store, StoredFile
+from comd_trainer.store.stores import Check, OnBytes, Store, StoredFile, go_on
 
 Direction = Literal["upload", "download"]
 
 
 class CountedStore:
-    """`store`, counted. Time counts when a transfer has ended, bytes as they move, those of a part that is sent again twice."""
+    """`store`, counted. Time counts when a transfer has ended, bytes as they move, those of a part that is sent again twice.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    `check` is called before a download and while it goes on; what it raises ends the download. Nothing else asks it: whoever was
+    told to stop still has to save.
+    """
+
+    def __init__(self, store: Store, *, check: Check = go_on) -> None:
+        self._store, self._check = store, check
         for end in ("repeated", "failed"):
             metrics.add(metrics.STORE_ERRORS, 0, end=end)
 
@@ -74,8 +78,29 @@ class CountedStore:
             self._store.upload(local, path, owned=owned, on_bytes=_counting("upload", on_bytes))
 
     def download(self, path: str, local: Path, *, size: int | None = None, on_bytes: OnBytes | None = None) -> None:
-        with _transfer("download"):
-            self._store.download(path, local, size=size, on_bytes=_counting("download", on_bytes))
+        self._check()
+
+        def unless_stopped(num_bytes: int) -> None:
+            try:
+                self._check()
+            except ComdError as error:
+                raise _StoppedError(error) from error
+            if on_bytes is not None:
+                on_bytes(num_bytes)
+
+        try:
+            with _transfer("download"):
+                self._store.download(path, local, size=size, on_bytes=_counting("download", unless_stopped))
+        except _StoppedError as stopped:
+            raise stopped.reason from None
+
+
+class _StoppedError(Exception):
+    """No failure of the store."""
+
+    def __init__(self, reason: ComdError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 @contextmanager

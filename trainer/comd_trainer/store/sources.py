@@ -15,6 +15,7 @@ from comd_trainer.store import hub
 from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact
 from comd_trainer.store.cache import CACHE_FIELD, locked
 from comd_trainer.store.errors import local_errors
+from comd_trainer.store.fetching import FetchLog
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.listing import (
     Listing,
@@ -26,7 +27,7 @@ from comd_trainer.store.listing import (
     local_listing,
     stored_listing,
 )
-from comd_trainer.store.stores import OnBytes, Store, StoredFile, open_store, path_problem
+from comd_trainer.store.stores import Check, OnBytes, Store, StoredFile, go_on, open_store, path_problem
 
 FILES_AT_ONCE = 32
 """Images are small: many requests have to be on their way to fill a line."""
@@ -39,6 +40,8 @@ class Sources:
     """Rooted at `storage.uri`: what relative sources are relative to."""
     cache_dir: Path
     """Where files of a bucket are kept on this machine."""
+    check: Check = go_on
+    """May end a fetch from another bucket than the store's, which has its own."""
 
     def file(self, source: str, *, field: str = "spec", on_bytes: OnBytes | None = None) -> Path:
         """The file itself, or a copy. `field` is what errors blame. Errors: UserError when it is not there or is a
@@ -128,7 +131,7 @@ class Sources:
             raise UserError(
                 f"{field}: {source!r} names no file or folder of a bucket ({path_problem(path)}); write s3://bucket/path"
             )
-        return open_store(f"s3://{bucket}", self.storage.s3, field=field), path
+        return open_store(f"s3://{bucket}", self.storage.s3, field=field, check=self.check), path
 
     def _artifact(self, source: str, *, field: str) -> Artifact | None:
         if source.startswith("hf://"):
@@ -153,6 +156,9 @@ class Sources:
         name = fingerprint_listed(files, top=store.uri_of(top)).removeprefix("sha256:")
         done = self.cache_dir / "sources" / name
         partial = self.cache_dir / "partial" / name
+        fetch_log = FetchLog(
+            store.uri_of(top) if top else store.uri, num_files=len(files), num_bytes=sum(file.size for file in files)
+        )
 
         def bring(file: StoredFile) -> None:
             name = below(file.path, top)
@@ -160,7 +166,8 @@ class Sources:
                 raise UserError(f"{store.uri_of(file.path)!r} has a name that no folder can hold; rename it")
             local = partial / name
             if not (local.exists() and local.stat().st_size == file.size):
-                store.download(file.path, local, size=file.size, on_bytes=on_bytes)
+                store.download(file.path, local, size=file.size, on_bytes=fetch_log.on_bytes(on_bytes))
+            fetch_log.file_done()
 
         with local_errors(done, field=CACHE_FIELD):
             if done.exists():

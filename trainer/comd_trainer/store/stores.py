@@ -18,6 +18,13 @@ STORAGE_FIELD = "spec.storage.uri"
 OnBytes = Callable[[int], None]
 """Called with the number of bytes moved since the last call, from any thread."""
 
+Check = Callable[[], None]
+"""Raises a `ComdError` when there is no more time for what its caller is doing. Called often, from any thread."""
+
+
+def go_on() -> None:
+    """A check that never ends anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
@@ -96,17 +103,17 @@ class Store(Protocol):
         ...
 
 
-def open_store(uri: str, s3: S3Options, *, field: str = STORAGE_FIELD) -> Store:
-    """Asks nothing of the store yet. `field` is what errors blame. What is moved is counted."""
+def open_store(uri: str, s3: S3Options, *, field: str = STORAGE_FIELD, check: Check = go_on) -> Store:
+    """Asks nothing of the store yet. `field` is what errors blame. What is moved is counted; `check` may end downloads."""
     from comd_trainer.store.counted import CountedStore
 
     if uri.startswith("s3://"):
         from comd_trainer.store.s3_store import S3Store  # boto3 takes a third of a second to import
 
-        return CountedStore(S3Store(uri, s3, field=field))
+        return CountedStore(S3Store(uri, s3, field=field), check=check)
     from comd_trainer.store.file_store import FileStore
 
-    return CountedStore(FileStore(uri, field=field))
+    return CountedStore(FileStore(uri, field=field), check=check)
 
 
 PROBE = b"made and removed by comd's preflight\n"

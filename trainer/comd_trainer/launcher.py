@@ -87,7 +87,8 @@ def launch(
             rank.kill()
         thread.join(timeout=1.0)
         raise TryAgainError(
-            f"phase {job.phase} did not stop within {grace_seconds:g} s; the next attempt goes on from its last checkpoint"
+            f"phase {job.phase} was told to stop, did not within {grace_seconds:g} s and was killed; "
+            "the next attempt goes on from its last checkpoint"
         )
     if "error" in outcome:
         raise _error_of(job, outcome["error"], stop_asked=stop.is_set())

@@ -73,6 +73,13 @@ class SecretKeySelector(ApiModel):
     key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 
 
+class ConfigMapKeySelector(ApiModel):
+    """One key of a ConfigMap in the run's namespace."""
+
+    name: SubdomainName
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+
+
 class EnvVarSource(ApiModel):
     secret_key_ref: SecretKeySelector
 

@@ -5,23 +5,73 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from comd_api import API_VERSION
-from comd_api.base import URL_FORM, ApiModel, Name, Rule, StoreUri
+from comd_api.base import KMS_KEY_FORM, REGION_FORM, URL_FORM, ApiModel, Name, Rule, StoreUri
 from comd_api.data import Data
-from comd_api.pods import LocalObjectReference, Queue, Trainer
+from comd_api.pods import ConfigMapKeySelector, LocalObjectReference, Queue, SecretKeySelector, Trainer
 from comd_api.recipe import Generation, Pretraining, Rounds, Training
 from comd_api.roles import Assessor, Augmentor, Model, Student
 from comd_api.status import RunStatus
 
 
+class CABundleSource(ApiModel):
+    """Where a bundle of PEM certificates is kept: a key of a ConfigMap or of a Secret."""
+
+    config_map_key_ref: ConfigMapKeySelector | None = None
+    secret_key_ref: SecretKeySelector | None = None
+
+    rules = (
+        Rule(
+            "has(self.configMapKeyRef) != has(self.secretKeyRef)", "set exactly one of configMapKeyRef and secretKeyRef"
+        ),
+    )
+
+
+Checksums = Literal["WhenSupported", "WhenRequired"]
+
+
 class S3Options(ApiModel):
-    """How the bucket is reached. Credentials come from where boto3 looks: environment, shared file, service account."""
+    """How the bucket is reached. Credentials come from where boto3 looks: environment, shared file, service account. Fields are named
+    as the SDKs' settings and the parameters of S3's requests."""
 
     endpoint: Annotated[str, StringConstraints(pattern=URL_FORM, max_length=1024)] | None = None
     """URL of an S3 service other than AWS."""
-    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$", max_length=64)] | None = None
+    region: Annotated[str, StringConstraints(pattern=REGION_FORM, max_length=64)] | None = None
     secret_ref: LocalObjectReference | None = None
     """Secret with the keys `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, which the kubelet hands to the pods. `comd run` does
     not read it."""
+    ca_bundle: CABundleSource | None = None
+    """Certificates that the endpoint's is trusted by, in place of the public ones. `comd run` does not read it: there the variable
+    `AWS_CA_BUNDLE` names a file."""
+    addressing_style: Literal["Auto", "Path", "Virtual"] | None = None
+    """`Path` writes the bucket's name into the URL's path, `Virtual` into its host name. `Auto`, as when left out, is the SDK's own
+    choice: virtual where AWS is asked, path elsewhere."""
+    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    """Asked for with every object that is written; what the bucket does by default when left out."""
+    sse_kms_key_id: Annotated[str, StringConstraints(pattern=KMS_KEY_FORM, max_length=2048)] | None = None
+    """Id, alias or ARN of the key; AWS's own (`aws/s3`) when left out."""
+    bucket_key_enabled: bool | None = None
+    """One key of the bucket for many objects, which saves most requests to KMS."""
+    request_checksum_calculation: Checksums | None = None
+    """`WhenRequired` for services that refuse the checksums with which requests are sent. When left out, as the environment has it
+    (`AWS_REQUEST_CHECKSUM_CALCULATION`), else `WhenSupported`."""
+    response_checksum_validation: Checksums | None = None
+    """`WhenRequired` for services whose checksums do not fit what they send (`AWS_RESPONSE_CHECKSUM_VALIDATION`)."""
+
+    rules = (
+        Rule(
+            "!has(self.sseKmsKeyId) || "
+            "(has(self.serverSideEncryption) && self.serverSideEncryption in ['aws:kms', 'aws:kms:dsse'])",
+            "sseKmsKeyId needs serverSideEncryption: aws:kms (or aws:kms:dsse)",
+        ),
+        Rule(
+            "!has(self.bucketKeyEnabled) || (has(self.serverSideEncryption) && self.serverSideEncryption == 'aws:kms')",
+            "bucketKeyEnabled needs serverSideEncryption: aws:kms",
+        ),
+        Rule(
+            "!has(self.caBundle) || !has(self.endpoint) || self.endpoint.startsWith('https://')",
+            "caBundle is what a certificate is checked by, and an endpoint with http:// shows none; write https://, or leave caBundle out",
+        ),
+    )
 
 
 class Storage(ApiModel):

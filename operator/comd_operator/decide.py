@@ -81,7 +81,7 @@ def decide(
         # The successor of a Job that is finishing starts now; both are written down at once when that Job is complete.
         status, paused = settled, False
     child = observed.in_flight(ledger.current(status), children)
-    held = None if paused else hold(status, child, obstacle)
+    held = None if paused else hold(run.spec, status, child, obstacle)
     progress = child.progress if child is not None else None
     status = summarize(run.spec, status, now, paused=paused, hold=held, progress=progress)
     status = _stamp(run, status, now, hold=held)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic.alias_generators import to_camel
 
-from comd_api.base import NAME_FORM, STORE_FORM, URL_FORM
+from comd_api.base import NAME_FORM, REGION_FORM, STORE_FORM, URL_FORM
 from comd_api.pods import IMAGE_FORM, LABEL_KEY_FORM, QUANTITY_FORM, SUBDOMAIN_FORM
-from comd_operator.shell.options import _KNOWN, _LEAST, _REGION_FORM
+from comd_operator.shell.options import _KNOWN, _LEAST
 from tests.chart import values_table
 from tests.chart.helm import Helm, HelmError, Object
 from tests.chart.values_table import CHART
@@ -96,7 +96,7 @@ def test_forms_are_the_contract_s() -> None:
     assert form("image.repository") == form("defaults.trainerImage") == IMAGE_FORM
     assert form("defaults.storage.uri") == STORE_FORM
     assert form("defaults.storage.endpoint") == URL_FORM
-    assert form("defaults.storage.region") == _REGION_FORM
+    assert form("defaults.storage.region") == REGION_FORM
     assert form("defaults.storage.secret") == form("serviceAccount.name") == SUBDOMAIN_FORM
     assert form("defaults.queue") == SCHEMA["definitions"]["name"]["pattern"] == NAME_FORM
     assert list(SCHEMA["definitions"]["labels"]["patternProperties"]) == [LABEL_KEY_FORM]

@@ -1,11 +1,13 @@
-"""Stands between a client and the S3 server: counts what passes, and denies what a policy would deny (the server's own root key may
-do everything)."""
+"""Stands between a client and the S3 server: counts what passes, denies what a policy would deny (the server's own root key may
+do everything), and may tell another time than it is."""
 
 import http.client
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,24 +20,31 @@ class Traffic:
     endpoint: str
     requests: list[str] = field(default_factory=list)
     """Rights that were made use of, in order."""
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of these requests, by lower-case name."""
     sent: int = 0
     """Bytes of bodies that the client got."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, right: str, sent: int) -> None:
+    def add(self, right: str, sent: int, headers: dict[str, str]) -> None:
         with self._lock:
             self.requests.append(right)
+            self.headers.append(headers)
             self.sent += sent
 
 
 class _Proxy(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, target: str, denies: Denies) -> None:
+    def __init__(self, target: str, denies: Denies, clock: timedelta) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.clock = clock
         self.target = urlsplit(target).netloc
         self.denies = denies
         self.traffic = Traffic(f"http://127.0.0.1:{self.server_address[1]}")
+
+
+_NOT_PASSED = ("content-length", "connection", "date")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -52,7 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
         connection.request(self.command, self.path, body=body or None, headers=dict(self.headers.items()))
         found = connection.getresponse()
         data = found.read()
-        self.server.traffic.add(right, len(data))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.traffic.add(right, len(data), headers)
         self._reply(found.status, data, dict(found.getheaders()))
         connection.close()
 
@@ -67,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _reply(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-        kept = {name: value for name, value in headers.items() if name.lower() not in ("content-length", "connection")}
+        kept = {name: value for name, value in headers.items() if name.lower() not in _NOT_PASSED}
         length = headers.get("Content-Length") if self.command == "HEAD" else None
         self.send_response(status)
         for name, value in {**kept, "Content-Length": length or str(len(data))}.items():
@@ -75,14 +85,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """What `send_response` writes as the header `Date`."""
+        del timestamp
+        return format_datetime(datetime.now(UTC) + self.server.clock, usegmt=True)
+
     def log_message(self, format: str, *args: object) -> None:
         del format, args
 
 
 @contextmanager
-def between(endpoint: str, *, denies: Denies = lambda _: False) -> Iterator[Traffic]:
-    """A proxy in front of `endpoint` until the block ends."""
-    with _Proxy(endpoint, denies) as server:
+def between(endpoint: str, *, denies: Denies = lambda _: False, clock: timedelta = timedelta(0)) -> Iterator[Traffic]:
+    """A proxy in front of `endpoint` until the block ends. `clock`: how far the header `Date` is ahead of the time."""
+    with _Proxy(endpoint, denies, clock) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.traffic
         server.shutdown()

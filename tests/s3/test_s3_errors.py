@@ -11,7 +11,8 @@ import pytest
 
 from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import S3Options
-from comd_trainer.store import s3_store
+from comd_trainer.store import s3_client
+from comd_trainer.store.s3_errors import ClockError
 from comd_trainer.store.stores import Store, open_store
 from tests.s3 import versity
 
@@ -113,7 +114,7 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("s3_keys")
 def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_store, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(s3_client, "READ_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = open_store("s3://bucket", S3Options(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"))
         with pytest.raises(TryAgainError, match="can't be reached"):
@@ -170,9 +171,10 @@ def server_that_says(*replies: tuple[int, str]) -> Iterator[Store]:
         (502, "", TryAgainError, "does not serve requests at the moment"),
         (409, "ConditionalRequestConflict", TryAgainError, "does not serve requests at the moment"),
         (403, "AccessDenied", UserError, "access to .* is denied .*allow s3:GetObject on"),
-        (400, "ExpiredToken", UserError, "credentials are refused"),
-        (400, "AuthorizationHeaderMalformed", UserError, r"set spec\.storage\.s3\.region"),
-        (403, "RequestTimeTooSkewed", UserError, "set the clock"),
+        (400, "ExpiredToken", UserError, "credentials for .* have expired .*put new ones in their place"),
+        (400, "KMS.NotFoundException", UserError, r"correct spec\.storage\.s3\.sseKmsKeyId"),
+        (400, "AuthorizationHeaderMalformed", UserError, r"lies in another region; set spec\.storage\.s3\.region"),
+        (403, "RequestTimeTooSkewed", ClockError, "clock is 0 minutes .*set the clock"),
         (501, "NotImplemented", UserError, "conditional writes"),
         (429, "TooManyRequests", TryAgainError, "does not serve requests at the moment"),
         (418, "Teapot", UserError, "requests are refused"),

@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +104,15 @@ def command(program: Path | str, address: str, folder: Path) -> list[str]:
 
 
 @contextmanager
-def serve(folder: Path, *, port: int | None = None) -> Iterator[Server]:
-    """Runs a server on 127.0.0.1 that keeps its objects in `folder`, until the block ends."""
+def serve(
+    folder: Path, *, port: int | None = None, options: Sequence[str] = (), scheme: str = "http"
+) -> Iterator[Server]:
+    """Runs a server on 127.0.0.1 that keeps its objects in `folder`, until the block ends. `options`: further ones of its command
+    line, such as a certificate for the scheme `https`."""
     port = port or free_port()
-    server = Server(f"http://127.0.0.1:{port}", "test-key", "test-secret", folder / "objects")
-    arguments = command(binary(), f"127.0.0.1:{port}", folder)
+    server = Server(f"{scheme}://127.0.0.1:{port}", "test-key", "test-secret", folder / "objects")
+    program, *arguments = command(binary(), f"127.0.0.1:{port}", folder)
+    arguments = [program, *options, *arguments]
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=log, env={**os.environ, **server.secrets})
     try:

@@ -40,6 +40,13 @@ def manifest(**changes: Any) -> dict[str, Any]:
     return document
 
 
+def in_bucket(**s3: Any) -> dict[str, Any]:
+    return {"uri": "s3://bucket/x", "s3": s3}
+
+
+CA_BUNDLE = {"secretKeyRef": {"name": "ca", "key": "ca.crt"}}
+
+
 def named(name: str) -> dict[str, Any]:
     return {**manifest(), "metadata": {"name": name}}
 
@@ -164,6 +171,30 @@ EXAMPLES = [
         "spec.trainer.scratch.",
         manifest(trainer={"scratch": {"storageClassName": "fast", "sizeLimit": "100Gi"}}),
         manifest(trainer={"scratch": {"storageClassName": "fast"}}),
+    ),
+    Example(
+        "set exactly one of configMapKeyRef and secretKeyRef",
+        "spec.storage.s3.caBundle: ",
+        manifest(storage=in_bucket(caBundle={"configMapKeyRef": {"name": "ca", "key": "ca.crt"}})),
+        manifest(storage=in_bucket(caBundle={})),
+    ),
+    Example(
+        "sseKmsKeyId needs serverSideEncryption",
+        "spec.storage.s3.",
+        manifest(storage=in_bucket(sseKmsKeyId="alias/comd", serverSideEncryption="aws:kms:dsse")),
+        manifest(storage=in_bucket(sseKmsKeyId="alias/comd", serverSideEncryption="AES256")),
+    ),
+    Example(
+        "bucketKeyEnabled needs serverSideEncryption",
+        "spec.storage.s3.",
+        manifest(storage=in_bucket(bucketKeyEnabled=True, serverSideEncryption="aws:kms")),
+        manifest(storage=in_bucket(bucketKeyEnabled=True)),
+    ),
+    Example(
+        "caBundle is what a certificate is checked by",
+        "spec.storage.s3.",
+        manifest(storage=in_bucket(caBundle=CA_BUNDLE, endpoint="https://s3.example.com")),
+        manifest(storage=in_bucket(caBundle=CA_BUNDLE, endpoint="http://s3.example.com")),
     ),
     Example(
         "names in evaluation must differ",

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comd_api.run import DistillationRun
+from comd_api.run import DistillationRun, Storage
 from comd_api.stage import StageConfig
 from comd_operator.planner import job_manifest, labels, plan_job, plan_run, service, stage_config
 from comd_operator.planner.manifests import service_name, without_expansion
 from comd_operator.runtime.records import read_job
+from comd_trainer.store.s3_client import CA_BUNDLE_VARIABLE
 from tests.unit.rule_examples import ENDPOINT
 from tests.unit.runs import make_run
 from tests.unit.test_planner_jobs import RUN_NAMES, ledger
@@ -228,6 +229,31 @@ def test_secrets_are_handed_over_by_the_kubelet() -> None:
     names = [entry["name"] for entry in container_of(job_of(run))["env"]]
     assert len(names) == len(set(names)), "of two roles with one key it is handed over once"
     assert not [name for name in variables_of(job_of(make())) if name.startswith(("AWS", "COMD_SECRET"))]
+
+
+@pytest.mark.parametrize(
+    ("bundle", "volume"),
+    [
+        (
+            {"configMapKeyRef": {"name": "authorities", "key": "own.pem"}},
+            {"configMap": {"name": "authorities", "items": [{"key": "own.pem", "path": "ca.crt"}]}},
+        ),
+        (
+            {"secretKeyRef": {"name": "tls", "key": "ca.crt"}},
+            {"secret": {"secretName": "tls", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", ["preflight", "round-1"])
+def test_certificates_of_the_endpoint_are_mounted(bundle: dict[str, Any], volume: dict[str, Any], stage: str) -> None:
+    run = make()
+    storage = Storage.model_validate({**S3, "s3": {"caBundle": bundle}})
+    job = job_of(run.replace(spec=run.spec.replace(storage=storage)), stage)
+    (mounted,) = [mount for mount in container_of(job)["volumeMounts"] if mount["name"] == "s3-ca-bundle"]
+    assert mounted == {"name": "s3-ca-bundle", "mountPath": "/etc/comd/s3", "readOnly": True}
+    assert {"name": "s3-ca-bundle", **volume} in pod_of(job)["volumes"]
+    assert variables_of(job)[CA_BUNDLE_VARIABLE] == "/etc/comd/s3/ca.crt"
+    assert "s3-ca-bundle" not in str(pod_of(job_of(make()))), "none is mounted where there is none"
 
 
 def expand(text: str, mapping: Callable[[str], str]) -> str:

@@ -12,6 +12,7 @@ from comd_operator.policies.hold import Hold, Obstacle, hold
 from comd_operator.policies.queue import Wait
 from tests.unit.runs import START, make_run
 
+SPEC = make_run().spec
 THEN = clock.to_text(START)
 RUNS: dict[str, Any] = {"phase": "Running", "attempt": 2, "attempt_start_time": THEN, "job_name": "x"}
 WAITS: dict[str, Any] = {"phase": "Queued", "attempt": 2, "queued_since": THEN, "job_name": "x"}
@@ -85,12 +86,12 @@ def child(state: Any, *, wait: Wait | None = None, started: bool = False) -> Chi
 )  # fmt: skip
 def test_hold(stage: dict[str, Any] | None, job: Child | None, obstacle: Obstacle | None, held: Hold | None) -> None:
     status = RunStatus(stages=[StageStatus(name="round-1", **stage)] if stage is not None else [])
-    assert hold(status, job, obstacle) == held
+    assert hold(SPEC, status, job, obstacle) == held
 
 
 def test_a_reason_that_nobody_gave() -> None:
     status = RunStatus(stages=[StageStatus(name="round-1", phase="Retrying", exit_class="CannotStart")])
-    held = hold(status, None, None)
+    held = hold(SPEC, status, None, None)
     assert held is not None
     assert held.message == "round-1: no reason was given"
 

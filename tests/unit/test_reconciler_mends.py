@@ -90,13 +90,19 @@ def test_a_job_that_vanished_is_not_followed_any_more() -> None:
     assert not site.reconciler.progress._followed
 
 
-def test_a_volume_that_is_not_there_is_told_and_given_up() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        'MountVolume.SetUp failed for volume "keys" : secret "hub" not found',
+        'MountVolume.SetUp failed for volume "s3-ca-bundle" : configmap references non-existent config key: ca.crt',
+    ],
+)
+def test_a_volume_that_is_not_there_is_told_and_given_up(words: str) -> None:
     site = Site()
     site.tell(site.stores.jobs, {**site.job, "status": {"startTime": site.job["metadata"]["creationTimestamp"]}})
     pod = pod_object(state={"waiting": {"reason": "ContainerCreating"}}, phase="Pending")
     pod["metadata"]["labels"][labels.RUN_UID] = UID
     site.tell(site.stores.pods, pod)
-    words = 'MountVolume.SetUp failed for volume "keys" : secret "hub" not found'
     site.api.answers["GET", EVENTS] = {"items": [{"reason": "FailedMount", "message": words}]}
     assert site.look(1) == 19
     site.look(19)

@@ -12,7 +12,7 @@ from typing import Any
 from comd_api import API_VERSION
 from comd_api.exit_codes import ExitCode
 from comd_api.roles import SecretKeyRef
-from comd_api.run import DistillationRun, RunSpec
+from comd_api.run import CABundleSource, DistillationRun, RunSpec
 from comd_api.stage import StageConfig
 from comd_operator.planner import labels
 from comd_operator.planner.defaults import RENDEZVOUS_PORT, TRAINER_PORT
@@ -23,6 +23,8 @@ USER = 65_532
 SCRATCH = "/scratch"
 OWN_VOLUMES = {"scratch": SCRATCH, "shared-memory": "/dev/shm", "tmp": "/tmp"}
 """Volumes of every pod, and where they are mounted."""
+CA_VOLUME, CA_FOLDER, CA_FILE = "s3-ca-bundle", "/etc/comd/s3", "ca.crt"
+"""The certificates of `spec.storage.s3.caBundle`, in pods of runs that have them."""
 SAVING_MARGIN_SECONDS = 10
 """Of the pod's grace period, kept for the end of the trainer itself."""
 POLICY_CODES = (ExitCode.USER_ERROR, ExitCode.BAD_DATA, ExitCode.TRY_AGAIN)
@@ -165,7 +167,7 @@ def _pod_template(
             "securityContext": security,
             **({"subdomain": service_name(run)} if nodes > 1 else {}),
             "containers": [_container(run, job, config, nodes=nodes)],
-            "volumes": [_scratch(run), _memory(), {"name": "tmp", "emptyDir": {}}, *volumes],
+            "volumes": [_scratch(run), _memory(), {"name": "tmp", "emptyDir": {}}, *_certificates(run.spec), *volumes],
         },
     }
 
@@ -191,6 +193,7 @@ def _container(run: DistillationRun, job: JobPlan, config: StageConfig, *, nodes
         },
         "volumeMounts": [
             *({"name": name, "mountPath": path} for name, path in OWN_VOLUMES.items()),
+            *({"name": volume["name"], "mountPath": CA_FOLDER, "readOnly": True} for volume in _certificates(run.spec)),
             *(mount.to_wire() for mount in trainer.volume_mounts),
         ],
     }
@@ -212,6 +215,8 @@ def _environment(run: DistillationRun, job: JobPlan, config: StageConfig, *, nod
     if run.spec.storage is not None and run.spec.storage.s3.secret_ref is not None:
         name = run.spec.storage.s3.secret_ref.name
         variables += [_from_secret(key, name=name, key=key, optional=key in OPTIONAL_KEYS) for key in S3_KEYS]
+    if ca_bundle(run.spec) is not None:
+        variables.append({"name": "COMD_S3_CA_BUNDLE", "value": f"{CA_FOLDER}/{CA_FILE}"})
     keys = {variable_of(ref): ref for ref in endpoint_key_refs(run.spec)}
     variables += [_from_secret(variable, name=ref.name, key=ref.key) for variable, ref in keys.items()]
     taken = {variable["name"] for variable in variables}
@@ -251,6 +256,24 @@ def _scratch(run: DistillationRun) -> dict[str, Any]:
         "resources": {"requests": {"storage": scratch.size_limit}},
     }
     return {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+def ca_bundle(spec: RunSpec) -> CABundleSource | None:
+    """Where the certificates of the bucket's endpoint are kept, if it has its own."""
+    return spec.storage.s3.ca_bundle if spec.storage is not None else None
+
+
+def _certificates(spec: RunSpec) -> list[dict[str, Any]]:
+    """The volume with them, under one name wherever they are kept."""
+    source = ca_bundle(spec)
+    if source is None:
+        return []
+    if source.config_map_key_ref is not None:
+        ref = source.config_map_key_ref
+        return [{"name": CA_VOLUME, "configMap": {"name": ref.name, "items": [{"key": ref.key, "path": CA_FILE}]}}]
+    assert source.secret_key_ref is not None, "a rule of the contract"
+    key = source.secret_key_ref
+    return [{"name": CA_VOLUME, "secret": {"secretName": key.name, "items": [{"key": key.key, "path": CA_FILE}]}}]
 
 
 def _memory() -> dict[str, Any]:

@@ -10,10 +10,13 @@ from comd_api.pods import PodSpec, Trainer, gpu_problem
 from comd_api.profile import resolve
 from comd_api.roles import SecretKeyRef
 from comd_api.run import DistillationRun, RunSpec, Storage
-from comd_operator.planner.manifests import OWN_VOLUMES, endpoint_key_refs, variable_of
+from comd_operator.planner.manifests import CA_FOLDER, CA_VOLUME, OWN_VOLUMES, endpoint_key_refs, variable_of
 
 MAX_CONFIG_BYTES = 120_000
 """Of a stage's config, without what earlier stages have made: Linux takes no variable of more than 131,072 bytes."""
+
+RESERVED = {**OWN_VOLUMES, CA_VOLUME: CA_FOLDER}
+"""Volumes of the operator's own, and where they are mounted."""
 
 
 def problem(run: DistillationRun) -> str | None:
@@ -25,7 +28,7 @@ def _problems(spec: RunSpec) -> Iterator[str]:
     if spec.storage is None:
         yield (
             "spec.storage is not set, and pods share no folder; set spec.storage.uri, such as s3://bucket/prefix, or start the "
-            "operator with --storage-uri"
+            "operator with --storage-uri (the chart's defaults.storage.uri)"
         )
         return
     if spec.trainer.image is None:
@@ -62,10 +65,10 @@ def _of_gpus(trainer: Trainer) -> Iterator[str]:
 
 def _of_volumes(pod: PodSpec) -> Iterator[str]:
     for name, times in Counter(str(volume.get("name")) for volume in pod.volumes).items():
-        if name in OWN_VOLUMES:
+        if name in RESERVED:
             yield (
                 f"spec.trainer.podTemplate.spec.volumes: {name!r} is a name of the operator's own "
-                f"({', '.join(sorted(OWN_VOLUMES))}); give the volume another"
+                f"({', '.join(sorted(RESERVED))}); give the volume another"
             )
         elif times > 1:
             yield f"spec.trainer.podTemplate.spec.volumes: {name!r} stands there twice; give each volume a name of its own"
@@ -79,7 +82,7 @@ def _of_mounts(trainer: Trainer) -> Iterator[str]:
                 f"spec.trainer.volumeMounts: {mount.name!r} is no volume of podTemplate.spec.volumes; "
                 f"known there are {', '.join(sorted(known)) or 'none'}"
             )
-        if PurePosixPath(mount.mount_path) in map(PurePosixPath, OWN_VOLUMES.values()):
+        if PurePosixPath(mount.mount_path) in map(PurePosixPath, RESERVED.values()):
             yield (
                 f"spec.trainer.volumeMounts: {mount.mount_path} is where the operator mounts a volume of its own; "
                 "use another path"

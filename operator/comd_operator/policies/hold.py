@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from comd_api.run import RunSpec
 from comd_api.status import RunStatus
 from comd_operator.policies import ledger
 from comd_operator.policies.children import Child
+from comd_operator.policies.fields import with_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Hold:
     """Somebody has to do something."""
 
 
-def hold(status: RunStatus, child: Child | None, obstacle: Obstacle | None) -> Hold | None:
+def hold(spec: RunSpec, status: RunStatus, child: Child | None, obstacle: Obstacle | None) -> Hold | None:
     """child: the Job in flight."""
     stage = ledger.current(status)
     if stage is not None and stage.phase == "Failed":
@@ -40,10 +42,12 @@ def hold(status: RunStatus, child: Child | None, obstacle: Obstacle | None) -> H
     waiting = stage.queued_since is not None
     wait = child.wait if child is not None and child.state == "Queued" else None
     if wait is not None and wait.stuck:
-        return Hold(reason=wait.reason, message=f"{stage.name}: {wait.message}", queued=True, stalled=True)
+        return Hold(
+            reason=wait.reason, message=f"{stage.name}: {with_field(spec, wait.message)}", queued=True, stalled=True
+        )
     # Until a later attempt has shown that it can be started, the last one's reason holds.
     if stage.exit_class == "CannotStart" and (child is None or not child.started):
-        message = f"{stage.name}: {stage.message or 'no reason was given'}"
+        message = f"{stage.name}: {with_field(spec, stage.message or 'no reason was given')}"
         return Hold(reason="CannotStart", message=message, queued=waiting, stalled=True)
     if wait is not None:
         return Hold(reason=wait.reason, message=f"{stage.name}: {wait.message}", queued=True, stalled=False)

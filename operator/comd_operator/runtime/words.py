@@ -86,9 +86,11 @@ def of_pod_events(events: Sequence[Mapping[str, Any]]) -> Wait | None:
         return None
     newest = max(told, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
     message = newest.get("message", "")
-    return Wait(reason=newest["reason"], message=message, stuck="not found" in message)
+    return Wait(reason=newest["reason"], message=message, stuck=_MISSING.search(message) is not None)
 
 
+_MISSING = re.compile(r"not found|non-existent config key")
+"""Of an object, or of a key of one that a volume is made of."""
 _NOT_STARTED = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 
 

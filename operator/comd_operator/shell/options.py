@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from comd_api.base import FORMS, NAME_FORM, STORE_FORM, URL_FORM
+from comd_api.base import FORMS, NAME_FORM, REGION_FORM, STORE_FORM, URL_FORM
 from comd_api.exit_codes import UserError
 from comd_api.pods import IMAGE_FORM, POD_FORMS, SUBDOMAIN_FORM
 from comd_operator.planner import ClusterDefaults
@@ -114,16 +114,15 @@ _LEAST = {
     "workers": 1, "qps": 0, "burst": 1, "port": 0, "lease_seconds": 3, "resync_seconds": 1, "progress_seconds": 1,
     "start_patience_seconds": 0,
 }  # fmt: skip
-_REGION_FORM = r"^[a-z0-9-]+$"
 _FORMS = {
     "trainer_image": IMAGE_FORM,
     "storage_uri": STORE_FORM,
     "storage_endpoint": URL_FORM,
-    "storage_region": _REGION_FORM,
+    "storage_region": REGION_FORM,
     "storage_secret": SUBDOMAIN_FORM,
     "queue": NAME_FORM,
 }
-_WORDS = {**FORMS, **POD_FORMS, _REGION_FORM: "lower-case letters, digits and -"}
+_WORDS = {**FORMS, **POD_FORMS}
 
 
 def _check(options: Options) -> None:

@@ -106,6 +106,9 @@ class FileStore:
         if on_bytes is not None:
             on_bytes(local.stat().st_size)
 
+    def clock_offset(self) -> None:
+        return None
+
     def delete(self, path: str) -> None:
         local = self.local_path(path)
         with local_errors(local, field=self._field):

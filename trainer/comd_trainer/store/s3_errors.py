@@ -1,7 +1,10 @@
 """What an S3 service's errors mean for a run: the user's mistake (64), or worth another try (75)."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import botocore.exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
@@ -9,6 +12,7 @@ from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import HTTPError
 
 from comd_api.exit_codes import ComdError, TryAgainError, UserError
+from comd_trainer.store.s3_clock import date_of
 from comd_trainer.store.stores import DamagedError
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
@@ -17,12 +21,12 @@ _PAST_END = {"InvalidRange", "416"}
 _KEYS = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
-    "ExpiredToken",
     "InvalidToken",
     "AuthFailure",
     "InvalidSecurity",
     "XAdminUserNotFound",  # versitygw's
 }
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _DENIED = {
     "AccessDenied",
     "AllAccessDisabled",
@@ -61,6 +65,17 @@ RIGHTS = {
     "DeleteObject": "s3:DeleteObject",
 }
 """What each of our requests needs to be allowed."""
+KMS_RIGHTS = ("kms:GenerateDataKey", "kms:Decrypt")
+"""What a key needs to allow besides, where objects are encrypted with it: to write, and to read and to write in parts."""
+MOST_SKEW = timedelta(minutes=15)
+"""From here on AWS refuses a request for its time."""
+
+
+class ClockError(UserError):
+    """This machine's clock is too far from the service's."""
+
+
+_KMS_RIGHT = re.compile(r"\bkms:[A-Za-z]+")
 _NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError, boto.ProfileNotFound)
 _AWAY = (
     boto.ConnectionError,
@@ -90,6 +105,12 @@ def is_denied(error: ClientError) -> bool:
     return code_of(error) in _DENIED and error.operation_name in RIGHTS
 
 
+def right_of(error: ClientError) -> str:
+    """What the request that was refused needs to be allowed: of the bucket, or of the key that its objects are encrypted with."""
+    named = _KMS_RIGHT.search(_message_of(error))
+    return named[0] if named else RIGHTS.get(error.operation_name, "every request that comd makes")
+
+
 def is_past_end(error: ClientError) -> bool:
     """Whether a range was asked for that begins behind the object's end."""
     return code_of(error) in _PAST_END
@@ -102,12 +123,13 @@ def explain_s3(error: Exception, *, uri: str, field: str) -> ComdError | None:
     if isinstance(error, _NO_CREDENTIALS):
         return UserError(
             f"{field}: there are no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-            "(from a Secret) or give the pod a service account that may use the bucket"
+            "(a Secret, spec.storage.s3.secretRef) or give the pod a service account that may use the bucket "
+            "(spec.trainer.podTemplate.spec.serviceAccountName)"
         )
     if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return UserError(
-            f"{field}: the certificate of {uri}'s endpoint is not trusted here ({error}); "
-            "set AWS_CA_BUNDLE to its authority"
+            f"{field}: the certificate of {uri}'s endpoint is not trusted here ({error}); give its authority's certificates in "
+            "spec.storage.s3.caBundle, for comd run by the variable AWS_CA_BUNDLE"
         )
     if isinstance(error, boto.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
         return UserError(
@@ -122,37 +144,64 @@ def explain_s3(error: Exception, *, uri: str, field: str) -> ComdError | None:
     return None
 
 
+def clock_sentence(offset: timedelta, *, uri: str) -> str:
+    """`offset`: how far this machine's clock is ahead of the service's."""
+    way = "ahead of" if offset > timedelta(0) else "behind"
+    return (
+        f"this machine's clock is {_span(abs(offset))} {way} that of the service of {uri}, and requests are refused from "
+        f"{_span(MOST_SKEW)} on; set the clock (NTP)"
+    )
+
+
+def _span(span: timedelta) -> str:
+    minutes = round(span / timedelta(minutes=1))
+    return f"{minutes / 60:.1f} hours" if minutes >= 120 else f"{minutes} minute{'s' if minutes != 1 else ''}"
+
+
 def _explain_reply(error: ClientError, *, uri: str, field: str) -> ComdError | None:
     code = code_of(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    detail = f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": ")
+    detail = f"{code}: {_message_of(error)}".rstrip(": ")
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    if error.operation_name.startswith("AssumeRole"):
+        return _explain_role(error, uri=uri, field=field, status=status, detail=detail)
     if code in {"NoSuchBucket", "InvalidBucketName"}:
-        bucket = uri.removeprefix("s3://").partition("/")[0]
         return UserError(
             f"{field}: {uri} names the bucket {bucket!r}, which does not exist ({code}); create it or correct the name"
+        )
+    if code in _EXPIRED:
+        return UserError(
+            f"{field}: the S3 credentials for {uri} have expired ({detail}); put new ones in their place (a Secret's AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN), or use a service account, whose credentials renew themselves"
         )
     if code in _KEYS:
         return UserError(
             f"{field}: the S3 credentials are refused for {uri} ({detail}); correct the access key and its secret"
         )
+    if code.startswith("KMS."):
+        return UserError(
+            f"{field}: {uri}'s objects can't be encrypted or decrypted ({detail}); correct spec.storage.s3.sseKmsKeyId, or the key"
+        )
     if code in _DENIED:
-        right = RIGHTS.get(error.operation_name, "every request that comd makes")
-        where = uri if right != "s3:ListBucket" else f"s3://{uri.removeprefix('s3://').partition('/')[0]}"
+        right = right_of(error)
+        where = f"s3://{bucket}" if right == "s3:ListBucket" else uri if not right.startswith("kms:") else "its key"
         return UserError(
             f"{field}: access to {uri} is denied ({detail}, on {error.operation_name}); allow {right} on {where}"
         )
     if code == "RequestTimeTooSkewed":
-        return UserError(
-            f"{field}: {uri} refuses requests because this machine's clock is wrong ({detail}); set the clock"
-        )
+        offset = _offset(error.response)
+        if offset is None:
+            return ClockError(
+                f"{field}: {uri} refuses requests because this machine's clock is wrong ({detail}); set the clock"
+            )
+        return ClockError(f"{field}: {clock_sentence(offset, uri=uri)} ({detail})")
     if code in _REGION:
-        return UserError(
-            f"{field}: {uri} lies in another region ({detail}); set spec.storage.s3.region to the bucket's"
-        )
+        return UserError(f"{field}: {_region_sentence(error, uri=uri)} ({detail})")
     if code == "NotImplemented":
         return UserError(
             f"{field}: the service of {uri} lacks something that a store needs, such as conditional writes "
-            f"({detail}); use another"
+            f"({detail}); use another, or spare it what spec.storage.s3 can leave out (requestChecksumCalculation: WhenRequired, "
+            "no serverSideEncryption)"
         )
     if code in _BUSY or status in (408, 429) or status >= 500:
         return TryAgainError(f"{field}: {uri} does not serve requests at the moment ({detail})")
@@ -161,6 +210,36 @@ def _explain_reply(error: ClientError, *, uri: str, field: str) -> ComdError | N
             f"{field}: requests are refused for {uri} ({detail}); correct spec.storage or the S3 credentials"
         )
     return None
+
+
+def _explain_role(error: ClientError, *, uri: str, field: str, status: int, detail: str) -> ComdError:
+    """STS gives no credentials for a service account's role. A token that has just expired is a new one at the next try."""
+    if code_of(error) in _BUSY | _EXPIRED or status in (408, 429) or status >= 500:
+        return TryAgainError(f"{field}: no credentials for {uri} are given at the moment ({detail})")
+    return UserError(
+        f"{field}: the role of the pod's service account can't be assumed for {uri} ({detail}); its trust policy must allow "
+        "sts:AssumeRoleWithWebIdentity to this service account of this namespace"
+    )
+
+
+def _region_sentence(error: ClientError, *, uri: str) -> str:
+    """Services name the right region in the body or in a header, or not at all."""
+    headers: dict[str, str] = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    details: dict[str, Any] = dict(error.response.get("Error", {}))
+    region = details.get("Region") or headers.get("x-amz-bucket-region")
+    if region:
+        return f"the bucket of {uri} lies in the region {region}; set spec.storage.s3.region to {region}"
+    return f"the bucket of {uri} lies in another region; set spec.storage.s3.region to the bucket's"
+
+
+def _offset(response: Any) -> timedelta | None:
+    """How far our clock is ahead, by the header `Date` of a refusal."""
+    theirs = date_of(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
+    return datetime.now(UTC) - theirs if theirs is not None else None
+
+
+def _message_of(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Message", ""))
 
 
 @contextmanager

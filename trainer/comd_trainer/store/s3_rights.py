@@ -1,12 +1,12 @@
 """What the credentials may do in a bucket, found out by doing it: a policy can't be read by those whom it binds."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Set
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore.exceptions import ClientError
 
 from comd_api.exit_codes import UserError
-from comd_trainer.store.s3_errors import RIGHTS, code_of, is_denied, is_missing, is_taken
+from comd_trainer.store.s3_errors import RIGHTS, code_of, is_denied, is_missing, is_taken, right_of
 from comd_trainer.store.stores import PROBE
 
 if TYPE_CHECKING:
@@ -16,30 +16,48 @@ DEEDS = {"s3:ListBucket": "list", "s3:GetObject": "read", "s3:PutObject": "write
 """Everything that a store does, by the right that it needs."""
 
 
-def probe_rights(client: "S3Client", *, bucket: str, key: str, uri: str, field: str) -> None:
-    """Lists beside the object `key`, makes it, reads it, tries to make it again, and deletes it. `uri`: the store's.
+class Refusal(NamedTuple):
+    right: str
+    """That is missing: of the bucket, or of the key that objects are encrypted with."""
+    words: str
+
+
+class MissingRightsError(UserError):
+    """The credentials are known and may not do everything."""
+
+    def __init__(self, message: str, *, deeds: Set[str]) -> None:
+        super().__init__(message)
+        self.deeds = deeds
+        """Those of DEEDS that are refused."""
+
+
+def probe_rights(
+    client: "S3Client", *, bucket: str, key: str, as_written: Mapping[str, Any], uri: str, field: str
+) -> None:
+    """Lists beside the object `key`, makes it, reads it, tries to make it again, and deletes it. `uri`: the store's; `as_written`:
+    further arguments of puts.
 
     Raises:
         UserError: names every right that is missing; or the service does not keep conditional puts.
         ClientError, BotoCoreError: anything but a missing right, for `s3_errors` to explain.
     """
-    refused: dict[str, str] = {}
+    refused: dict[str, Refusal] = {}
 
-    def allowed(deed: Callable[[], object]) -> bool:
+    def allowed(attempt: Callable[[], object]) -> bool:
         try:
-            deed()
+            attempt()
         except ClientError as error:
             if is_taken(error) or is_missing(error):
                 return True
             if not is_denied(error):
                 raise
-            right = RIGHTS[error.operation_name]
-            refused.setdefault(right, f"{code_of(error)} on {error.operation_name}")
+            deed = DEEDS[RIGHTS[error.operation_name]]
+            refused.setdefault(deed, Refusal(right_of(error), f"{code_of(error)} on {error.operation_name}"))
             return False
         return True
 
     def make() -> None:
-        client.put_object(Bucket=bucket, Key=key, Body=PROBE, IfNoneMatch="*")
+        client.put_object(Bucket=bucket, Key=key, Body=PROBE, IfNoneMatch="*", **as_written)
 
     def read() -> None:
         found = client.get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -55,7 +73,7 @@ def probe_rights(client: "S3Client", *, bucket: str, key: str, uri: str, field: 
         _refuse_second(make, field=field, uri=uri)
     allowed(lambda: client.delete_object(Bucket=bucket, Key=key))  # One that is not there: allowed just as well.
     if refused:
-        raise UserError(f"{field} ({uri}): {_sentence(refused, bucket=bucket, uri=uri)}")
+        raise MissingRightsError(f"{field} ({uri}): {_sentence(refused, bucket=bucket, uri=uri)}", deeds=set(refused))
 
 
 def _refuse_second(make: Callable[[], None], *, field: str, uri: str) -> None:
@@ -72,14 +90,17 @@ def _refuse_second(make: Callable[[], None], *, field: str, uri: str) -> None:
     )
 
 
-def _sentence(refused: dict[str, str], *, bucket: str, uri: str) -> str:
-    may = _listed([deed for right, deed in DEEDS.items() if right not in refused], last="and")
-    may_not = _listed([deed for right, deed in DEEDS.items() if right in refused], last="or")
+def _sentence(refused: Mapping[str, Refusal], *, bucket: str, uri: str) -> str:
+    may = _listed([deed for deed in DEEDS.values() if deed not in refused], last="and")
+    may_not = _listed([deed for deed in DEEDS.values() if deed in refused], last="or")
     told = f"may {may} but not {may_not}" if may else f"may not {may_not}"
-    objects = _listed([right for right in DEEDS if right in refused and right != "s3:ListBucket"], last="and")
-    mend = [f"s3:ListBucket on s3://{bucket}"] if "s3:ListBucket" in refused else []
+    rights = list(dict.fromkeys(refused[deed].right for deed in DEEDS.values() if deed in refused))
+    objects = _listed([right for right in rights if right in DEEDS and right != "s3:ListBucket"], last="and")
+    keys = _listed([right for right in rights if right.startswith("kms:")], last="and")
+    mend = [f"s3:ListBucket on s3://{bucket}"] if "s3:ListBucket" in rights else []
     mend += [f"{objects} on {uri}/*"] if objects else []
-    return f"the credentials {told} ({', '.join(refused.values())}); allow {' and '.join(mend)}"
+    mend += [f"{keys} on the key that the objects are encrypted with"] if keys else []
+    return f"the credentials {told} ({', '.join(one.words for one in refused.values())}); allow {' and '.join(mend)}"
 
 
 def _listed(words: list[str], *, last: str) -> str:

@@ -3,23 +3,23 @@
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 from urllib3.exceptions import HTTPError
 
-from comd_api.exit_codes import UserError
 from comd_api.run import S3Options
 from comd_trainer.store.counted import count_repeats
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.hashing import in_parallel
+from comd_trainer.store.s3_client import connect, write_arguments
+from comd_trainer.store.s3_clock import Clock
 from comd_trainer.store.s3_errors import is_missing, is_past_end, is_taken, s3_errors
 from comd_trainer.store.s3_rights import probe_rights
 from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
@@ -27,11 +27,6 @@ from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checke
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 60.0
-ATTEMPTS = 5
-"""Tries of one request (environment: AWS_MAX_ATTEMPTS). Waits between them grow to some ten seconds together; longer
-outages are for exit code 75 and the operator's backoff."""
 BODY_ATTEMPTS = 3
 """Tries of a read whose body broke off or does not fit its checksum, which botocore does not repeat."""
 PART_BYTES = 8 << 20
@@ -53,6 +48,8 @@ class S3Store:
         self._uri = f"s3://{self._bucket}/{root}".rstrip("/")
         self._options = options
         self._field = field
+        self._as_written = write_arguments(options)
+        self._clock = Clock()
         self._lock = Lock()
         self._opened: tuple[S3Client, TransferManager] | None = None
 
@@ -140,16 +137,26 @@ class S3Store:
     def probe(self, prefix: str) -> None:
         path = probe_path(prefix)
         with s3_errors(uri=self._uri, field=self._field):
-            probe_rights(self._client, bucket=self._bucket, key=self._key(path), uri=self._uri, field=self._field)
+            probe_rights(
+                self._client,
+                bucket=self._bucket,
+                key=self._key(path),
+                as_written=self._as_written,
+                uri=self._uri,
+                field=self._field,
+            )
+
+    def clock_offset(self) -> timedelta | None:
+        return self._clock.offset
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         key = self._key(path)
         with s3_errors(uri=self.uri_of(path), field=self._field):
             if not if_absent:
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **self._as_written)
                 return True
             try:
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*", **self._as_written)
             except ClientError as error:
                 if not is_taken(error):
                     raise
@@ -160,7 +167,9 @@ class S3Store:
         del owned  # nothing to gain here
         key = self._key(path)
         with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
-            self._transfers.upload(str(local), self._bucket, key, subscribers=_subscribers(on_bytes)).result()
+            self._transfers.upload(
+                str(local), self._bucket, key, extra_args=self._as_written, subscribers=_subscribers(on_bytes)
+            ).result()
 
     def download(self, path: str, local: Path, *, size: int | None = None, on_bytes: OnBytes | None = None) -> None:
         if size is not None and size <= PART_BYTES:
@@ -223,7 +232,8 @@ class S3Store:
         with self._lock:
             if self._opened is None:
                 with s3_errors(uri=self._uri, field=self._field):
-                    client = _connect(self._options, field=self._field)
+                    client = connect(self._options, field=self._field)
+                client.meta.events.register("after-call.s3", self._clock.hear)
                 client.meta.events.register("after-call.s3", count_repeats)
                 transfers = TransferManager(
                     client,
@@ -237,23 +247,6 @@ class S3Store:
 
 def _reopen(uri: str, options: S3Options, field: str) -> S3Store:
     return S3Store(uri, options, field=field)
-
-
-def _connect(options: S3Options, *, field: str) -> "S3Client":
-    """A client of its own session: boto3's default session is not safe to share between threads."""
-    config = Config(
-        retries={"mode": "adaptive", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        max_pool_connections=2 * THREADS,
-        user_agent_extra="comd",
-    )
-    try:
-        return boto3.session.Session().client(
-            "s3", endpoint_url=options.endpoint, region_name=options.region, config=config
-        )
-    except ValueError as error:
-        raise UserError(f"{field}: spec.storage.s3.endpoint {options.endpoint!r} is no URL ({error})") from error
 
 
 def _subscribers(on_bytes: OnBytes | None) -> list[BaseSubscriber]:

@@ -7,6 +7,7 @@ a folder.
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -96,6 +97,11 @@ class Store(Protocol):
 
     def delete(self, path: str) -> None:
         """Nothing happens when it is not there."""
+        ...
+
+    def clock_offset(self) -> timedelta | None:
+        """How far this machine's clock is ahead of the service's, by the newest reply, to about a second; None before there was
+        one, and for a folder."""
         ...
 
     def local_path(self, path: str) -> Path | None:

@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-chart test-e2e test-models test-kueue cluster cluster-down lint format crds bench bench-operator lock clean
+.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-chart test-e2e test-models test-kueue dashboards cluster cluster-down lint format crds bench bench-operator lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ test-models: install ## Opt-in: a student on real language-model weights (SmolLM
 test-kueue: install ## Opt-in: runs in the queue of a real Kueue, which Go builds in about seven minutes, once a machine
 	$(BIN)/python -m tests.kueue.program
 	$(BIN)/python -m pytest tests/kueue
+
+dashboards: install ## Write docs/dashboards.md: what a real run answers to each query of the chart's dashboards (root, Linux)
+	COMD_PICTURE=docs/dashboards.md CI=true $(BIN)/python -m pytest tests/nodes/test_metrics.py
 
 cluster: install ## A Kubernetes cluster with two nodes on this machine (root, Linux); says how to use it
 	$(BIN)/python -m tests.cluster up

@@ -19,6 +19,7 @@ from PIL import Image
 from comd_api.exit_codes import BadDataError, ComdError, ExitCode, TryAgainError, UserError
 from comd_api.recipe import Decoding
 from comd_api.roles import Endpoint, SecretKeyRef
+from comd_trainer import metrics
 from comd_trainer.data.images import Images
 from comd_trainer.data.rows import Turn
 from comd_trainer.generation.base import Reply, Request
@@ -202,6 +203,29 @@ def test_retry_after_is_honoured(form: str) -> None:
     with serving(flaky(429, Retry_After=value)) as service:
         ask(service.endpoint(), [request("q")], max_wait_seconds=0.01)
     assert 1.0 < time.monotonic() - started < 4.0
+
+
+def test_what_went_wrong_and_what_was_written_is_counted() -> None:
+    """By the reason, and as far as the service tells: two of three replies say how many tokens they are."""
+    told: list[tuple[int, dict[str, Any]]] = [(503, {}), (500, {}), (200, {"nothing": "here"}), (200, completion("a"))]
+    used: list[dict[str, Any]] = [
+        {"usage": {"completion_tokens": 5}},
+        {"usage": None},
+        {"usage": {"completion_tokens": 7}},
+    ]
+
+    def respond(handler: Handler, body: dict[str, Any], before: int) -> None:
+        status, said = told[min(before, 3)]
+        number = int(body["messages"][-1]["content"])
+        handler.send(status, {**said, **used[number]} if "choices" in said else said)
+
+    metrics.OWN.take()
+    with serving(respond) as service:
+        ask(service.endpoint(), [request(str(number)) for number in range(3)])
+    counted = metrics.OWN.values()
+    errors = {reason: counted["comd_endpoint_errors", ("model", reason)] for reason in ("busy", "failed", "unreadable")}
+    assert errors == {"busy": 3, "failed": 3, "unreadable": 3}
+    assert counted["comd_generated_tokens", ()] == 12
 
 
 def test_a_hanging_request_is_given_up_and_asked_again() -> None:

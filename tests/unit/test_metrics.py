@@ -127,10 +127,12 @@ def test_counters_outlive_their_phase_and_never_fall(tmp_path: Path) -> None:
     status.watch(tmp_path)
     look()
     hand_over(
-        tmp_path, 0, {("comd_transfers", ("download",)): 3.0, ("comd_loss", ()): 0.5, ("comd_learning_rate", ()): 1.0}
+        tmp_path,
+        0,
+        {("comd_transfers", ("download",)): 3.0, ("comd_loss", ()): 0.5, ("comd_host_memory_bytes", ()): 1.0},
     )
     look()
-    assert value(status, "comd_learning_rate", phase="teach") == 1.0
+    assert value(status, "comd_host_memory_bytes", phase="teach") == 1.0
     status.settle()
     (tmp_path / "metrics-00000.json").unlink()
     look()
@@ -142,7 +144,7 @@ def test_counters_outlive_their_phase_and_never_fall(tmp_path: Path) -> None:
     assert seen == [2.0, 2.0, 5.0, 5.0, 6.0, 6.0]
     assert value(status, "comd_transfers_total", phase="tune") == 40.0
     assert value(status, "comd_loss", phase="teach") == 0.5, "the last one of a phase that is over"
-    assert value(status, "comd_learning_rate", phase="teach") is None, "which has none any more"
+    assert value(status, "comd_host_memory_bytes", phase="teach") is None, "which has none any more"
 
 
 def test_a_scrape_beside_all_that_sees_no_counter_fall(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The work queue against a model of its contract, in virtual time; and the token bucket."""
 
 import asyncio
+import itertools
 import random
 from typing import Any
 
@@ -227,6 +228,13 @@ def test_metrics_of_the_queue() -> None:
         assert value("longest_running_seconds") == 0.0
 
     run(main)
+
+
+def test_nobody_has_worked_for_no_time_at_all() -> None:
+    """Not for less than that: a clock goes on while it is read."""
+    ticks = itertools.count()
+    queue = WorkQueue(metrics=Metrics(), clock=lambda: float(next(ticks)))
+    assert queue.longest_running() == 0.0
 
 
 def bucket(rate: float, burst: int) -> TokenBucket:

@@ -58,9 +58,9 @@ PEAK_FLOPS = Metric(
     stays=False,
 )
 LOSS = Metric(name="comd_loss", text="Loss per supervised token of the newest step.", kind="gauge")
-LEARNING_RATE = Metric(name="comd_learning_rate", text="Learning rate of the newest step.", kind="gauge", stays=False)
+LEARNING_RATE = Metric(name="comd_learning_rate", text="Learning rate of the newest step.", kind="gauge")
 GRADIENT_NORM = Metric(
-    name="comd_gradient_norm", text="Gradient norm of the newest step, before clipping.", kind="gauge", stays=False
+    name="comd_gradient_norm", text="Gradient norm of the newest step, before clipping.", kind="gauge"
 )
 DATA_WAIT = Metric(name="comd_data_wait_seconds", text=f"Time in which training waited for its next rows. {_BY_RANK_0}")
 CHECKPOINTS = Metric(name="comd_checkpoints", text="Checkpoints that were saved or loaded.", labels=("direction",))

@@ -52,7 +52,8 @@ class WorkQueue:
 
     def longest_running(self) -> float:
         """Seconds since the oldest key under way was handed out."""
-        return self._clock() - min(self._running.values(), default=self._clock())
+        now = self._clock()
+        return now - min(self._running.values(), default=now)
 
     def add(self, key: str) -> None:
         """To be worked on as soon as possible; once, however often it is added meanwhile. Its timer stays."""

@@ -76,6 +76,7 @@ def generate_counted(
         cache=CallCache(ctx.store, f"cache/answers/{scope[:32]}"),
         keys=list(by_content),
         label=role,
+        role=role,
         open_worker=lambda: _Asker(
             open_model(ctx, model, role=role, field=field, images=images), by_content, decoding, on_reply
         ),

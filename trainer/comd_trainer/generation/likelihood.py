@@ -66,6 +66,7 @@ def score_answers(
         cache=CallCache(ctx.store, f"cache/likelihoods/{scope[:32]}"),
         keys=list(jobs),
         label="likelihood",
+        role="likelihood",
         open_worker=lambda: AnswerScorer(load_on_device(ctx, checkpoint, field=field), images, jobs, batch_size=size),
     )
     return [float(results[key]["value"]) for key in keys]

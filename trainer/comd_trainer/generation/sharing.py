@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from comd_trainer import metrics
 from comd_trainer.context import PhaseContext
@@ -42,16 +42,18 @@ def complete(
     label: str,
     open_worker: Callable[[], Worker],
     max_ranks: int | None = None,
+    role: str | None = None,
 ) -> tuple[Mapping[str, Result], int]:
     """Results of all `keys` (distinct), on every rank, and how many of them had to be made in this stage.
 
-    `max_ranks` bounds how many ranks work (an endpoint's concurrency is shared by all). Raises what the worker raises,
+    `max_ranks` bounds how many ranks work (an endpoint's concurrency is shared by all). `role`: whose answers the results are, for
+    the metrics; None where they are none. Raises what the worker raises,
     and PreemptedError when the phase shall stop; what was finished is saved before.
     """
     known, missing = from_first(ctx, lambda: _look_up(cache, keys))
     made = from_first(ctx, lambda: _count_made(ctx, keys, len(missing)))
     if ctx.is_first:
-        metrics.add(metrics.ANSWERS, len(known), role=label, source="cache")
+        _count_answers(role, len(known), source="cache")
     if not missing:
         return known, made
     num_workers = min(ctx.world_size, max_ranks or ctx.world_size)
@@ -61,7 +63,9 @@ def complete(
     fresh: dict[str, Result] = {}
     if ctx.rank < num_workers:
         worker = open_worker()
-        fresh = _work(ctx, cache, worker, missing=missing, num_workers=num_workers, done=len(known), label=label)
+        fresh = _work(
+            ctx, cache, worker, missing=missing, num_workers=num_workers, done=len(known), label=label, role=role
+        )
     wait_for_all(ctx)
     results = {**known, **fresh} if ctx.world_size == 1 else cache.load(keys)
     lost = [key for key in keys if key not in results]
@@ -94,13 +98,14 @@ def _work(
     num_workers: int,
     done: int,
     label: str,
+    role: str | None,
 ) -> dict[str, Result]:
     """This rank's share of the missing calls."""
     mine = [key for batch in worker.plan(missing)[ctx.rank :: num_workers] for key in batch]
     fresh: dict[str, Result] = {}
     unsaved: list[tuple[str, Result]] = []
     started = saved = time.monotonic()
-    metrics.add(metrics.ANSWERS, 0, role=label, source="model")
+    _count_answers(role, 0, source="model")
 
     def flush() -> None:
         nonlocal saved
@@ -112,7 +117,7 @@ def _work(
     def on_results(results: list[tuple[str, Result]]) -> None:
         unsaved.extend(results)
         fresh.update(results)
-        metrics.add(metrics.ANSWERS, len(results), role=label, source="model")
+        _count_answers(role, len(results), source="model")
         if time.monotonic() - saved > FLUSH_SECONDS:
             flush()
         if ctx.is_first:
@@ -128,3 +133,8 @@ def _work(
     rate = len(fresh) / max(seconds, 1e-9)
     logger.info("%s: made %d in %.1f s (%.1f per second)", label, len(fresh), seconds, rate)
     return fresh
+
+
+def _count_answers(role: str | None, number: int, *, source: Literal["model", "cache"]) -> None:
+    if role is not None:
+        metrics.add(metrics.ANSWERS, number, role=role, source=source)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,9 @@ class CountedStore:
 
     def local_path(self, path: str) -> Path | None:
         return self._store.local_path(path)
+
+    def clock_offset(self) -> timedelta | None:
+        return self._store.clock_offset()
 
     def list(self, prefix: str, *, marks: Sequence[str] = ()) -> Iterator[StoredFile]:
         with _failures():

@@ -49,8 +49,6 @@ class S3Options(ApiModel):
     """Asked for with every object that is written; what the bucket does by default when left out."""
     sse_kms_key_id: Annotated[str, StringConstraints(pattern=KMS_KEY_FORM, max_length=2048)] | None = None
     """Id, alias or ARN of the key; AWS's own (`aws/s3`) when left out."""
-    bucket_key_enabled: bool | None = None
-    """One key of the bucket for many objects, which saves most requests to KMS."""
     request_checksum_calculation: Checksums | None = None
     """`WhenRequired` for services that refuse the checksums with which requests are sent. When left out, as the environment has it
     (`AWS_REQUEST_CHECKSUM_CALCULATION`), else `WhenSupported`."""
@@ -62,10 +60,6 @@ class S3Options(ApiModel):
             "!has(self.sseKmsKeyId) || "
             "(has(self.serverSideEncryption) && self.serverSideEncryption in ['aws:kms', 'aws:kms:dsse'])",
             "sseKmsKeyId needs serverSideEncryption: aws:kms (or aws:kms:dsse)",
-        ),
-        Rule(
-            "!has(self.bucketKeyEnabled) || (has(self.serverSideEncryption) && self.serverSideEncryption == 'aws:kms')",
-            "bucketKeyEnabled needs serverSideEncryption: aws:kms",
         ),
         Rule(
             "!has(self.caBundle) || !has(self.endpoint) || self.endpoint.startsWith('https://')",

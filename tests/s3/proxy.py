@@ -20,15 +20,18 @@ class Traffic:
     endpoint: str
     requests: list[str] = field(default_factory=list)
     """Rights that were made use of, in order."""
+    paths: list[str] = field(default_factory=list)
+    """With their queries."""
     headers: list[dict[str, str]] = field(default_factory=list)
     """Of these requests, by lower-case name."""
     sent: int = 0
     """Bytes of bodies that the client got."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, right: str, sent: int, headers: dict[str, str]) -> None:
+    def add(self, right: str, path: str, sent: int, headers: dict[str, str]) -> None:
         with self._lock:
             self.requests.append(right)
+            self.paths.append(path)
             self.headers.append(headers)
             self.sent += sent
 
@@ -62,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = connection.getresponse()
         data = found.read()
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.traffic.add(right, len(data), headers)
+        self.server.traffic.add(right, self.path, len(data), headers)
         self._reply(found.status, data, dict(found.getheaders()))
         connection.close()
 

@@ -185,12 +185,6 @@ EXAMPLES = [
         manifest(storage=in_bucket(sseKmsKeyId="alias/comd", serverSideEncryption="AES256")),
     ),
     Example(
-        "bucketKeyEnabled needs serverSideEncryption",
-        "spec.storage.s3.",
-        manifest(storage=in_bucket(bucketKeyEnabled=True, serverSideEncryption="aws:kms")),
-        manifest(storage=in_bucket(bucketKeyEnabled=True)),
-    ),
-    Example(
         "caBundle is what a certificate is checked by",
         "spec.storage.s3.",
         manifest(storage=in_bucket(caBundle=CA_BUNDLE, endpoint="https://s3.example.com")),

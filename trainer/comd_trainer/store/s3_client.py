@@ -1,7 +1,9 @@
 """The client of an S3 service: `spec.storage.s3` in boto3's words, and what is wrong with what boto3 finds around it."""
 
+import base64
 import os
 import ssl
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +74,16 @@ def client_settings(options: S3Options) -> dict[str, Any]:
 
 def write_arguments(options: S3Options) -> dict[str, Any]:
     """Arguments of every request that begins an object: how it is to be encrypted."""
-    found = {
-        "ServerSideEncryption": options.server_side_encryption,
-        "SSEKMSKeyId": options.sse_kms_key_id,
-        "BucketKeyEnabled": options.bucket_key_enabled,
-    }
+    found = {"ServerSideEncryption": options.server_side_encryption, "SSEKMSKeyId": options.sse_kms_key_id}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def checksum(client: "S3Client", data: bytes) -> dict[str, str]:
+    """The argument of a put that carries its checksum in front, unless none is wanted. boto3 itself sends it behind the body, in chunks:
+    a service that refuses the put before it has read all of them, as one that is conditional, breaks off the connection."""
+    if client.meta.config.request_checksum_calculation != "when_supported":  # type: ignore[attr-defined]
+        return {}
+    return {"ChecksumCRC32": base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()}
 
 
 def environment_problem(environment: Mapping[str, str], *, secret: str | None = None) -> str | None:

@@ -18,11 +18,11 @@ from comd_api.run import S3Options
 from comd_trainer.store.counted import count_repeats
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.hashing import in_parallel
-from comd_trainer.store.s3_client import connect, write_arguments
+from comd_trainer.store.s3_client import checksum, connect, write_arguments
 from comd_trainer.store.s3_clock import Clock
 from comd_trainer.store.s3_errors import is_missing, is_past_end, is_taken, s3_errors
 from comd_trainer.store.s3_rights import probe_rights
-from comd_trainer.store.stores import STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
+from comd_trainer.store.stores import PROBE, STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -141,7 +141,7 @@ class S3Store:
                 self._client,
                 bucket=self._bucket,
                 key=self._key(path),
-                as_written=self._as_written,
+                as_written=self._as_written | checksum(self._client, PROBE),
                 uri=self._uri,
                 field=self._field,
             )
@@ -152,11 +152,12 @@ class S3Store:
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         key = self._key(path)
         with s3_errors(uri=self.uri_of(path), field=self._field):
+            arguments = self._as_written | checksum(self._client, data)
             if not if_absent:
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **self._as_written)
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **arguments)
                 return True
             try:
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*", **self._as_written)
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*", **arguments)
             except ClientError as error:
                 if not is_taken(error):
                     raise

@@ -32,9 +32,10 @@ from tests.nodes.site import ROOT
 PORT = 19_090
 OPERATOR, TRAINER = "comd-operator", "comd-trainer"
 """Jobs, as this configuration calls them."""
-SCRAPE = "1s"
+SCRAPE = "250ms"
+"""Phases here last a second or two."""
 RATE_INTERVAL = "10s"
-"""What Grafana would take for `$__rate_interval` is four scrapes at least; stages here last seconds."""
+"""For `$__rate_interval`."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,11 @@ def _configuration(discovery: str) -> dict[str, Any]:
     (trainers,) = yaml.safe_load(_documented())
     assert trainers["job_name"] == TRAINER
     assert trainers.pop("kubernetes_sd_configs") == [{"role": "pod"}]
-    trainers["http_sd_configs"] = [{"url": discovery, "refresh_interval": SCRAPE}]
+    trainers["http_sd_configs"] = [{"url": discovery, "refresh_interval": "1s"}]
     place = {"namespace": operator_process.NAMESPACE, "pod": "comd-operator-0"}
     targets = [{"targets": [f"127.0.0.1:{operator_process.PORT}"], "labels": place}]
     return {
-        "global": {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": SCRAPE},
+        "global": {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": "1s"},
         "rule_files": ["alerts.yaml"],
         "scrape_configs": [trainers, {"job_name": OPERATOR, "static_configs": targets}],
     }

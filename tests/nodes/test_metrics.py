@@ -68,6 +68,8 @@ def talkative(url: str) -> dict[str, Any]:
         data__pretraining="inputs/pairs.jsonl",
         data__evaluation=[{"name": "held-out", "items": "inputs/eval.jsonl"}],
         rounds__count=2,
+        rounds__assessment={"sampleSize": 10, "freshItems": 4},
+        rounds__augmentation={"hardItems": 6, "easyItems": 4},
         training__maxSteps=60,
         training__checkpointSteps=20,
     )

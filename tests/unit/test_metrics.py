@@ -68,7 +68,7 @@ def test_names_and_labels_are_as_prometheus_wants_them() -> None:
         assert not {"run", "namespace", "pod", "attempt"} & set(row.labels), "these are the pod's"
 
 
-def test_ranks_hand_over_what_they_count_once_a_second_and_at_the_end(
+def test_ranks_hand_over_what_they_count_as_they_go_and_at_the_end(
     own: metrics.Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "HAND_OVER_SECONDS", 0.02)

@@ -1,7 +1,7 @@
 """What a trainer measures of itself: every metric that is counted while phases run, and the record that each process keeps of them.
 
 A process counts in memory: a dictionary behind a lock, about a microsecond each time. Ranks hand their records over to the supervisor
-through a file, once a second; the supervisor, which counts as well, adds up those of its node when somebody asks (`server.py`). What is
+through a file, twice a second; the supervisor, which counts as well, adds up those of its node when somebody asks (`server.py`). What is
 the same on all ranks (steps, the loss) is counted by the first rank alone, and so is in its pod's metrics and in no other's.
 """
 
@@ -18,7 +18,7 @@ Key = tuple[str, tuple[str, ...]]
 """Name of a metric, and the values of its labels in their order."""
 Values = dict[Key, float]
 
-HAND_OVER_SECONDS = 1.0
+HAND_OVER_SECONDS = 0.5
 _PATTERN = "metrics-*.json"
 
 
@@ -212,7 +212,7 @@ def joined(records: Iterable[Values]) -> Values:
 
 @contextmanager
 def handed_over(folder: Path, *, rank: int, sample: Callable[[], None]) -> Iterator[None]:
-    """While the block lasts, this process's record is written into `folder` once a second, after `sample` has measured what changes by
+    """While the block lasts, this process's record is written into `folder` twice a second, after `sample` has measured what changes by
     itself; and once more at the end, however the block ends. A thread does it, so that no step waits."""
     path = folder / _PATTERN.replace("*", f"{rank:05d}")
     over = threading.Event()

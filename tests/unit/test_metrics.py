@@ -16,6 +16,7 @@ from comd_api.exit_codes import TryAgainError
 from comd_api.run import S3Options
 from comd_api.status import PhaseTime
 from comd_trainer import memory, metrics
+from comd_trainer.context import PROGRESS_FILE
 from comd_trainer.engine.batches import MicroBatch
 from comd_trainer.engine.flops import HALF_PEAKS, Cost, cost_of, half_peak
 from comd_trainer.engine.report import size_of
@@ -91,6 +92,30 @@ def stopped_within(folder: Path) -> None:
     with metrics.handed_over(folder, rank=3, sample=lambda: None):
         metrics.add(metrics.STEPS, 4)
         raise TryAgainError("stopped")
+
+
+def test_how_far_a_phase_is_stays_while_it_is_published(tmp_path: Path) -> None:
+    """Else publishing after hours of work would look like hours without a step."""
+    status = StageStatus(CONFIG, own=metrics.Record())
+    status.begin("tune", [])
+    status.watch(tmp_path)
+    (tmp_path / PROGRESS_FILE).write_text(json.dumps({"done": 9, "total": 9, "unit": "steps", "time": 1234.5}))
+    status.settle()
+    for _ in ("its folder is there", "and then gone"):
+        assert status.progress().done == 9
+        assert value(status, "comd_last_progress_time_seconds", phase="tune") == 1234.5
+        (tmp_path / PROGRESS_FILE).unlink(missing_ok=True)
+    status.begin("answer", [])
+    assert status.progress().done == 0
+    assert value(status, "comd_last_progress_time_seconds", phase="answer") == status.phase_started
+
+
+def test_a_device_that_does_not_answer_hides_no_error(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error")
+
+    with pytest.raises(TryAgainError), metrics.handed_over(tmp_path, rank=0, sample=broken):
+        raise TryAgainError("the reason")
 
 
 def test_a_full_disk_ends_no_phase_here(own: metrics.Record, tmp_path: Path) -> None:

@@ -218,10 +218,10 @@ def handed_over(folder: Path, *, rank: int, sample: Callable[[], None]) -> Itera
     over = threading.Event()
 
     def write() -> None:
-        sample()
         partial = path.with_suffix(".partial")
-        # On a full disk there is none; that ends the phase where its work is, not here.
-        with suppress(OSError):
+        # On a full disk or a broken device there is none; that ends the phase where its work is, not here.
+        with suppress(OSError, RuntimeError):
+            sample()
             partial.write_text(json.dumps([[name, labels, value] for (name, labels), value in OWN.values().items()]))
             os.replace(partial, path)
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,10 @@ class StageStatus:
         self._own = own
         self._kept: dict[PhaseName, metrics.Values] = {}
         """Of each phase, what processes have counted that are no longer asked."""
+        self._state: dict[str, Any] = {}
+        """What the running phase said last of how far it is: so it stays while its artifact is published and its folder goes."""
+        self._ranks_count = False
+        """Whether there are ranks whose records are not in `_kept` yet."""
         self._lock = threading.Lock()
         """Nothing may be told twice, nor left out, while it moves from the ranks' files into `_kept`: a counter never falls."""
 
@@ -47,21 +52,21 @@ class StageStatus:
         with self._lock:
             if self.phase is not None:
                 self._keep(self.phase, self._own.take())
-            self.phase_folder = None
+            self.phase_folder, self._ranks_count, self._state = None, False, {}
             self.finished = finished
             self.phase = phase
             self.phase_started = time.time()
 
     def watch(self, folder: Path) -> None:
         with self._lock:
-            self.phase_folder = folder
+            self.phase_folder, self._ranks_count = folder, True
 
     def settle(self) -> None:
         """The ranks have ended, and what they have left will be removed."""
         with self._lock:
-            if self.phase is not None and self.phase_folder is not None:
-                self._keep(self.phase, metrics.read_folder(self.phase_folder))
-            self.phase_folder = None
+            if self.phase is not None and self._ranks_count:
+                self._keep(self.phase, self._of_ranks())
+            self._ranks_count = False
 
     def progress(self) -> Progress:
         state = self._phase_state()
@@ -117,23 +122,26 @@ class StageStatus:
         with self._lock:
             counted = dict(self._kept)
             if self.phase is not None:
-                ranks = metrics.read_folder(self.phase_folder) if self.phase_folder is not None else {}
-                counted[self.phase] = metrics.joined([counted.get(self.phase, {}), ranks, self._own.values()])
+                counted[self.phase] = metrics.joined(
+                    [counted.get(self.phase, {}), self._of_ranks(), self._own.values()]
+                )
         return counted
+
+    def _of_ranks(self) -> metrics.Values:
+        if self.phase_folder is None or not self._ranks_count:
+            return {}
+        return metrics.read_folder(self.phase_folder)
 
     def _keep(self, phase: PhaseName, values: metrics.Values) -> None:
         lasting = {key: value for key, value in values.items() if metrics.BY_NAME[key[0]].stays}
         self._kept[phase] = metrics.joined([self._kept.get(phase, {}), lasting])
 
     def _phase_state(self) -> dict[str, Any]:
-        folder = self.phase_folder
-        if folder is None:
-            return {}
-        try:
-            state: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
-        return state
+        with self._lock:
+            if self.phase_folder is not None:
+                with suppress(OSError, json.JSONDecodeError):
+                    self._state = json.loads((self.phase_folder / PROGRESS_FILE).read_text())
+            return self._state
 
 
 def _families(stage: str, counted: dict[PhaseName, metrics.Values]) -> Iterator[Metric]:

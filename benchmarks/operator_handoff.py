@@ -23,7 +23,7 @@ from comd_operator.planner import ClusterDefaults, fill, job_manifest, stage_con
 from comd_operator.planner.jobs import plan_run
 from comd_operator.runtime.api import namespaced
 from tests.cluster.cluster import Cluster
-from tests.cluster.fixtures import TRAINER_IMAGE
+from tests.cluster.layout import TRAINER_IMAGE
 from tests.e2e.world import manifest
 from tests.kueue import stand_in
 from tests.nodes.image import IMAGE

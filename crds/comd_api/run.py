@@ -232,7 +232,7 @@ def _immutable_rules() -> tuple[Rule, ...]:
         rules.append(
             Rule(
                 f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({same})",
-                f"spec.{name} can't change once the run has started; make a new run",
+                f"spec.{name} can't change once the run has started; delete the run and apply it again, or give it another name",
             )
         )
     return tuple(rules)

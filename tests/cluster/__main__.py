@@ -6,6 +6,7 @@
     exec -- COMMAND ...             run inside its network, with KUBECONFIG set and its kubectl first on PATH
     load ARCHIVE ...                import archives of images on every node
     host-image NAME                 an image whose files are this machine's
+    upload FOLDER s3://BUCKET/PREFIX  bring a folder into its S3 server, whose bucket is made
     stop-node N, start-node N       cut a node's power, and give it back
     doctor                          what this machine lacks, a line each
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from tests.cluster import doctor, lifecycle, network
 from tests.cluster.cluster import GPUS, Cluster
+from tests.cluster.layout import TRAINER_IMAGE
 from tests.cluster.processes import ClusterError
 
 
@@ -43,6 +45,9 @@ def arguments() -> argparse.Namespace:
     commands.add_parser("exec").add_argument("argv", nargs=argparse.REMAINDER)
     commands.add_parser("load").add_argument("archive", nargs="+", type=Path)
     commands.add_parser("host-image").add_argument("image")
+    upload = commands.add_parser("upload")
+    upload.add_argument("folder", type=Path)
+    upload.add_argument("uri")
     return parser.parse_args()
 
 
@@ -58,10 +63,21 @@ def execute(cluster: Cluster, argv: list[str]) -> None:
 
 
 def started(cluster: Cluster) -> str:
+    """How to use it. Its addresses are there inside its network alone."""
     me = f"{Path(sys.executable)} -m tests.cluster"
     if cluster.layout.name != "comd":
         me += f" --name {cluster.layout.name}"
-    return f"export KUBECONFIG={cluster.kubeconfig}\n{me} exec -- kubectl get nodes\n{me} down"
+    lines = {f"{me} exec -- bash": "a shell in its network, with kubectl and KUBECONFIG"}
+    if cluster.layout.with_nodes:
+        lines[f"{me} host-image {TRAINER_IMAGE}"] = "an image of this machine's files: operator and trainer"
+        lines[f"{me} upload FOLDER s3://BUCKET/PREFIX"] = "into its S3 server"
+    lines[f"{me} down"] = "stop everything, remove every trace"
+    width = max(map(len, lines))
+    told = [f"{command:{width}}  # {text}" for command, text in lines.items()]
+    if cluster.layout.with_nodes:
+        s3 = cluster.s3
+        told.append(f"S3: {s3.endpoint}, region us-east-1, keys {s3.access_key} and {s3.secret_key}")
+    return "\n".join(told)
 
 
 def main() -> int:
@@ -90,6 +106,9 @@ def main() -> int:
             cluster.load(*given.archive)
         case "host-image":
             cluster.host_image(given.image)
+        case "upload":
+            here = [cluster.layout.name, str(cluster.layout.state), str(given.folder), given.uri]
+            execute(cluster, [sys.executable, "-m", "tests.cluster.upload", *here])
         case "stop-node":
             cluster.stop_node(given.number)
         case "start-node":

@@ -13,6 +13,8 @@ from tests.cluster.layout import API, Layout, Node, check_new, default_state, fo
 from tests.cluster.processes import ClusterError, direct, identity
 from tests.s3 import versity
 
+ROOT = Path(__file__).resolve().parents[2]
+
 GPUS = 8
 
 
@@ -43,7 +45,12 @@ class Cluster:
             check_new(name, state)
             programs = doctor.prepare(with_nodes=nodes > 0, say=say)
             owner = identity(os.getpid()) if owned else None
-            layout = Layout(name, state, programs, with_nodes=nodes > 0, owner=owner)
+            layout = Layout(name, state, programs, with_nodes=nodes > 0, owner=owner, checkout=str(ROOT))
+        elif layout.checkout != str(ROOT):
+            raise ClusterError(
+                f"cluster {name} is up, started from {layout.checkout}, whose files its pods see; "
+                "use another --name, or take it down there first"
+            )
         elif nodes and not layout.with_nodes:
             raise ClusterError(f"cluster {name} is up as a control plane only; take it down first")
         begun = time.monotonic()

@@ -16,10 +16,9 @@ import pytest
 
 from tests.cluster import doctor, images, network
 from tests.cluster.cluster import Cluster, sweep
+from tests.cluster.layout import TRAINER_IMAGE
 from tests.cluster.processes import ClusterError
 
-TRAINER_IMAGE = "localhost/comd-trainer:test"
-"""The name by which pods find the host image: this machine's files, this Python, this checkout."""
 NODES = {"control_plane": 0, "cluster": 2}
 """The fixtures, and how many nodes each has."""
 LOGS = Path(__file__).resolve().parents[2] / "runs" / "cluster-logs"

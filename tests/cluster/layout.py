@@ -19,6 +19,8 @@ SERVICE_IP = "10.96.0.1"
 POD_CIDR = "10.244.0.0/16"
 API = f"https://{CONTROL_IP}:6443"
 PAUSE = "localhost/pause:1"
+TRAINER_IMAGE = "localhost/comd-trainer:test"
+"""The name by which pods find the host image: this machine's files, this Python, this checkout."""
 
 MARKER = "comd-test-cluster.json"
 """The file by which a state folder is known to be one: `down` removes no folder without it."""
@@ -74,6 +76,8 @@ class Layout:
     with_nodes: bool = False
     owner: str | None = None
     """The process that the cluster ends with; None if it stays until `down`."""
+    checkout: str = ""
+    """The folder of the project that it was started from, whose files its host image shows."""
 
     @property
     def pki(self) -> Path:
@@ -127,6 +131,7 @@ class Layout:
             "programs": self.programs,
             "with_nodes": self.with_nodes,
             "owner": self.owner,
+            "checkout": self.checkout,
         }
         (self.state / MARKER).write_text(json.dumps(record, indent=1) + "\n")
 

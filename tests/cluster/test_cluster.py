@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import images
 from tests.cluster.cluster import GPUS, Cluster
-from tests.cluster.fixtures import TRAINER_IMAGE
+from tests.cluster.layout import TRAINER_IMAGE
 
 RESTRICTED = {
     "allowPrivilegeEscalation": False,

@@ -40,6 +40,12 @@ def test_another_clusters_folder_is_left_alone(tmp_path: Path) -> None:
         Cluster.find("two", tmp_path / "state")
 
 
+def test_another_checkouts_cluster_is_left_alone(control_plane: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.cluster.cluster.ROOT", Path("/somewhere/else"))
+    with pytest.raises(ClusterError, match=f"is up, started from {ROOT}, whose files its pods see; use another --name"):
+        Cluster.up(control_plane.layout.name, nodes=0)
+
+
 def test_two_run_side_by_side_and_leave_nothing(control_plane: Cluster) -> None:
     name = f"comd-second-{os.getpid()}"
     second = Cluster.up(name, nodes=0, owned=True)

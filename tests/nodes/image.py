@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
-from tests.cluster.fixtures import TRAINER_IMAGE
+from tests.cluster.layout import TRAINER_IMAGE
 from tests.cluster.layout import short_hash
 
 IMAGE = "localhost/comd-trainer:one-thread"

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.upload import upload
 from tests.e2e.runs import environment, status_of
 from tests.nodes import digits
 from tests.nodes.handoff import hand_offs, watching
 from tests.nodes.site import Run, Site, condition
-from tests.nodes.world import upload
 
 STAGES = ["preflight", "pretrain", "round-1", "round-2", "round-3", "round-4"]
 CONDITIONS = ["Failed", "Queued", "Ready", "Reconciling", "Stalled", "Succeeded", "Suspended"]
@@ -49,7 +49,7 @@ def comd_run(work: Path) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.timeout(3600)
 def test_the_quick_start(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = digits.prepare()
-    upload(site.cluster, inputs, bucket="comd", prefix="digits/inputs", wanted=digits.is_read)
+    upload(site.cluster.s3, inputs, bucket="comd", prefix="digits/inputs", wanted=digits.is_read)
     namespace = site.namespace("digits")
     run = Run(site, namespace, "digits")
     with comd_run(tmp_path / "local") as local, watching(site.cluster) as starts:

@@ -1,15 +1,11 @@
 """What the tests here run: one round on tiny models, seconds long, whose training can be met in its middle."""
 
 import copy
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
 from tests.cluster.cluster import Cluster
+from tests.cluster.upload import upload
 from tests.e2e.world import make_inputs, manifest
 from tests.tiny import save_tiny_llava
 
@@ -25,31 +21,7 @@ def upload_inputs(cluster: Cluster, folder: Path) -> None:
     make_inputs(folder)
     (folder / "empty.jsonl").touch()
     save_tiny_llava(folder / "models" / "parts", seed=3).rename(folder / "models" / "student")
-    upload(cluster, folder, bucket=BUCKET, prefix="tiny/inputs")
-
-
-def upload(
-    cluster: Cluster, folder: Path, *, bucket: str, prefix: str, wanted: Callable[[str], bool] = lambda _: True
-) -> None:
-    """Small files, many at once: `upload_file` would take twice the time."""
-    s3 = cluster.s3
-    s3.make_bucket(bucket)
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-        config=Config(max_pool_connections=16),
-    )
-
-    def put(path: Path) -> None:
-        key = f"{prefix}/{path.relative_to(folder).as_posix()}"
-        client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
-
-    files = [path for path in folder.rglob("*") if path.is_file() and wanted(path.relative_to(folder).as_posix())]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(put, files))
+    upload(cluster.s3, folder, bucket=BUCKET, prefix="tiny/inputs")
 
 
 def one_round(**changes: Any) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def test_a_changed_spec_is_refused_unless_it_may_change(bench: Bench) -> None:
     bench.write(seed=5)
     code, _, err = bench.run()
     assert code == 64
-    assert "spec.seed can't change once the run has started; make a new run" in err
+    assert "spec.seed can't change once the run has started; delete the run and apply it again" in err
 
     bench.write(retry={"limit": 7})
     assert bench.run()[0] == 0

@@ -145,17 +145,35 @@ def test_images_that_do_not_decode(bucket: str, s3_keys: versity.Server, inputs:
         run(s3_keys.endpoint, bucket, tmp_path / "work")
 
 
-def test_a_missing_right_is_told_before_anything_is_read(bucket: str, s3_keys: versity.Server, tmp_path: Path) -> None:
+def test_a_missing_right_is_told_with_all_that_can_be_said_besides(
+    bucket: str, s3_keys: versity.Server, inputs: Path, tmp_path: Path
+) -> None:
+    """Who may not write can still read."""
+    upload(s3_keys, bucket, inputs)
+    store = open_store(f"s3://{bucket}/p", options(s3_keys.endpoint))
+    right = (
+        rf"spec\.storage\.uri \(s3://{bucket}/p\): the credentials may list, read and delete but not write "
+        rf"\(AccessDenied on PutObject\); allow s3:PutObject on s3://{bucket}/p/\*"
+    )
+    with between(s3_keys.endpoint, denies=lambda right: right == "s3:PutObject") as traffic:
+        with pytest.raises(UserError, match=rf"^{right}$"):
+            run(traffic.endpoint, bucket, tmp_path / "a")
+        store.delete("inputs/bank.jsonl")
+        store.write("inputs/seed.jsonl", b"{}\n")
+        more = r"\(2\) spec\.data\.bank: inputs/bank\.jsonl is not there; .*"
+        with pytest.raises(UserError, match=rf"^2 problems: \(1\) {right}; {more}"):
+            run(traffic.endpoint, bucket, tmp_path / "b")
+
+
+def test_who_may_not_read_is_told_nothing_of_what_there_is(
+    bucket: str, s3_keys: versity.Server, tmp_path: Path
+) -> None:
     with (
-        between(s3_keys.endpoint, denies=lambda right: right == "s3:PutObject") as traffic,
-        pytest.raises(
-            UserError,
-            match=rf"^spec\.storage\.uri \(s3://{bucket}/p\): the credentials may list, read and delete but not write "
-            rf"\(AccessDenied on PutObject\); allow s3:PutObject on s3://{bucket}/p/\*$",
-        ),
+        between(s3_keys.endpoint, denies=lambda right: right == "s3:ListBucket") as traffic,
+        pytest.raises(UserError, match=r"^spec\.storage\.uri .* read, write and delete but not list [^\n]*"),
     ):
         run(traffic.endpoint, bucket, tmp_path)
-    assert len(traffic.requests) <= 4
+    assert len(traffic.requests) <= 5
 
 
 @pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])

@@ -35,6 +35,12 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["plan", "a.yaml", "-f", "b.yaml"], "one file, not two"),
         (["run", "x.yaml", "--fast"], "unrecognized arguments: --fast"),
         (["validate"], "the following arguments are required: FILE"),
+        (["doctor"], "the following arguments are required: file"),
+        (
+            ["doctor", "x.yaml", "--kubernetes", "--storage", "/x"],
+            "--storage and --work-dir are of runs on this machine",
+        ),
+        (["doctor", "x.yaml", "-o", "yaml"], "invalid choice: 'yaml'"),
     ],
 )
 def test_a_wrong_command_line_is_64(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +50,7 @@ def test_a_wrong_command_line_is_64(argv: list[str], says: str, capsys: pytest.C
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "validate"])
+@pytest.mark.parametrize("command", ["run", "plan", "validate", "doctor"])
 def test_a_missing_file_is_64(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "/nowhere/run.yaml"]) == 64
     assert "/nowhere/run.yaml: there is no such file" in capsys.readouterr().err

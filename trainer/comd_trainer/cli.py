@@ -29,7 +29,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _Parser(prog="comd-trainer", description="Runs one stage of a distillation run.")
+    parser = _Parser(
+        prog="comd-trainer", description="Runs one stage of a distillation run, or looks at what it would need."
+    )
     parser.add_argument("--version", action="version", version=f"comd-trainer {version('comd')}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     run = commands.add_parser("run", help="run the phases of a stage, in order")
@@ -52,7 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument(
         "--rendezvous", help="host:port of node 0, where nodes meet; default: the variable COMD_RENDEZVOUS"
     )
+    doctor = commands.add_parser("doctor", help="look at what a stage would need, without running it")
+    doctor.add_argument("--config", type=Path, help="as of run")
+    doctor.add_argument("--scratch", type=Path, help="folder that stages would use; left out where they run elsewhere")
+    doctor.add_argument("-o", "--output", choices=("text", "json"), default="text", help="lines, or one JSON object")
     arguments = parser.parse_args(argv)
+    if arguments.command == "doctor":
+        return _doctor(arguments)
 
     try:
         config = read_config(arguments.config)
@@ -75,6 +83,26 @@ def main(argv: list[str] | None = None) -> int:
         rendezvous=arguments.rendezvous or os.environ.get("COMD_RENDEZVOUS") or None,
     )
     return leave(supervisor.run())
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Prints what was found; what libraries have to say goes to standard error."""
+    from comd_trainer.logs import configure
+
+    try:
+        config = read_config(arguments.config)
+        configure(run=config.run, stage="doctor", attempt=config.attempt, level=logging.CRITICAL)
+        from comd_trainer.doctor import diagnose
+
+        report = diagnose(config, scratch=arguments.scratch)
+    except ComdError as error:
+        print(f"comd-trainer: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"comd-trainer: {error.name} is not installed here; pip install 'comd[trainer]'", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    print(json.dumps(report.to_wire()) if arguments.output == "json" else "\n".join(report.lines()))
+    return report.exit_code
 
 
 def begin(config: StageConfig) -> None:

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="comd", description="Competitive multi-modal distillation.")
     top.add_argument("--version", action="version", version=f"comd {_version()}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{run,plan,validate,operator}", parser_class=_Parser
+        dest="command", required=True, metavar="{run,plan,validate,doctor,operator}", parser_class=_Parser
     )
 
     run = commands.add_parser("run", help="run a manifest on this machine; run it again to go on where it stopped")
@@ -75,6 +75,16 @@ def parser() -> argparse.ArgumentParser:
 
     validate = commands.add_parser("validate", help="check manifests as the API server would")
     validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
+
+    doctor = commands.add_parser("doctor", help="look at everything that a run needs, without running anything")
+    _add_file(doctor)
+    doctor.add_argument("--work-dir", type=Path, help="as of `run`")
+    doctor.add_argument("--storage", metavar="URI", help="as of `run`")
+    doctor.add_argument(
+        "--kubernetes", action="store_true", help="as for a run in a cluster: the manifest's own storage"
+    )
+    doctor.add_argument("-o", "--output", choices=("text", "json"), default="text", help="lines, or one JSON object")
+    add_options(doctor.add_argument_group("with --kubernetes, as of the operator"), FILLED_IN)
 
     operator = commands.add_parser("operator", help="work in a Kubernetes cluster until stopped")
     add_options(operator)
@@ -121,6 +131,20 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
                 return objects_command(_file_of(arguments), operator_options(arguments))
             return plan_command(_file_of(arguments), storage=arguments.storage)
+        case "doctor":
+            from comd_operator.cli.doctor import doctor_command
+
+            if arguments.kubernetes and (arguments.storage is not None or arguments.work_dir is not None):
+                arguments.complain(
+                    "--storage and --work-dir are of runs on this machine; leave them out with --kubernetes"
+                )
+            return doctor_command(
+                _file_of(arguments),
+                work_dir=arguments.work_dir,
+                storage=arguments.storage,
+                output=arguments.output,
+                options=operator_options(arguments) if arguments.kubernetes else None,
+            )
         case "operator":
             return operator_command(arguments)
         case "validate":

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from comd_api.exit_codes import TryAgainError
-from comd_api.pods import Resources
+from comd_api.pods import Resources, Scratch
 from comd_api.run import DistillationRun, Storage
+from comd_api.stage import StageConfig
 from comd_api.status import RunStatus
 from comd_operator.decide import Decision, decide, interrupt
 from comd_operator.local.process import TRAINER_COMMAND, TrainerProcess, kill_group
@@ -53,6 +54,16 @@ def open_run(work: WorkDir, manifest: DistillationRun, *, storage: Storage) -> D
     changed = saved.spec != wanted.spec
     metadata = saved.metadata.model_copy(update={"generation": saved.metadata.generation + changed})
     return saved.replace(spec=wanted.spec, metadata=metadata)
+
+
+def on_one_machine(config: StageConfig) -> StageConfig:
+    """One machine is one node, with as many ranks as a cluster's nodes have together: so it comes to the same student. What each of
+    those nodes and their scratch volumes are to have says nothing of this machine."""
+    trainer = config.spec.trainer
+    trainer = trainer.replace(
+        num_nodes=1, num_proc_per_node=trainer.num_ranks, resources_per_node=Resources(), scratch=Scratch()
+    )
+    return config.replace(spec=config.spec.replace(trainer=trainer))
 
 
 class LocalRunner:
@@ -116,12 +127,7 @@ class LocalRunner:
             self._view.event(decision.event)
 
     def _start(self, job: JobPlan, lock: TrainerLock, *, status: RunStatus) -> None:
-        config = stage_config(self._run.replace(status=status), job)
-        # One machine is one node, with as many ranks as a cluster's nodes have together: so it comes to the same student. What each
-        # of those nodes is to have says nothing of this machine.
-        trainer = config.spec.trainer
-        trainer = trainer.replace(num_nodes=1, num_proc_per_node=trainer.num_ranks, resources_per_node=Resources())
-        config = config.replace(spec=config.spec.replace(trainer=trainer))
+        config = on_one_machine(stage_config(self._run.replace(status=status), job))
         self._process = TrainerProcess(job=job, config=config, work=self._work, lock=lock, command=self._command)
 
     def _save(self, status: RunStatus) -> None:

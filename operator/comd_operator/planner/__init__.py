@@ -4,7 +4,7 @@ from comd_operator.planner.configs import stage_config
 from comd_operator.planner.defaults import ClusterDefaults, fill
 from comd_operator.planner.jobs import JobPlan, jobs_of, plan_job, plan_run
 from comd_operator.planner.manifests import job_manifest, num_nodes, service
-from comd_operator.planner.problems import problem
+from comd_operator.planner.problems import problem, problems
 
 __all__ = [
     "ClusterDefaults",
@@ -16,6 +16,7 @@ __all__ = [
     "plan_job",
     "plan_run",
     "problem",
+    "problems",
     "service",
     "stage_config",
 ]

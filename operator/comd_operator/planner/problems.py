@@ -24,6 +24,11 @@ def problem(run: DistillationRun) -> str | None:
     return next(_problems(run.spec), None)
 
 
+def problems(run: DistillationRun) -> list[str]:
+    """All of them."""
+    return list(_problems(run.spec))
+
+
 def _problems(spec: RunSpec) -> Iterator[str]:
     if spec.storage is None:
         yield (

@@ -9,9 +9,18 @@ from comd_api.exit_codes import BadDataError, UserError
 from comd_api.run import RunSpec
 from comd_api.stages import competes
 from comd_trainer.data.annotations import read_annotations
-from comd_trainer.data.instructions import check_share, drop_items, examples, metric_reason, original_reason, read_rows
+from comd_trainer.data.instructions import (
+    Rows,
+    check_share,
+    drop_items,
+    examples,
+    metric_reason,
+    original_reason,
+    read_rows,
+)
 from comd_trainer.data.pairs import read_pairs
 from comd_trainer.data.rows import Item, Pair
+from comd_trainer.preflight.findings import Errors
 from comd_trainer.preflight.named import (
     ANNOTATIONS_FIELD,
     BANK_FIELD,
@@ -101,40 +110,64 @@ def read_data(spec: RunSpec, sources: Sources, open_images: OpenListing) -> tupl
         wanted[BANK_FIELD] = (data.bank, lambda _: None)
     for index, evaluation in enumerate(data.evaluation):
         wanted[evaluation_field(index)] = (evaluation.items, partial(metric_reason, metric=evaluation.metric))
-    read = {
-        name: read_rows(sources.file(source, field=name), field=name, prefix=f"{name}/", origin="seed")
-        for name, (source, _) in wanted.items()
-    }
-    pairs = _read_pairs(spec, sources)
-    listing = open_images(
-        marks_of([item.image for rows in read.values() for item in rows.items] + [pair.image for pair in pairs])
-    )
+    errors = Errors()
+    read: dict[str, Rows] = {}
+    pairs: list[Pair] = []
+    for name, (source, _) in wanted.items():
+        with errors.kept():
+            read[name] = read_rows(sources.file(source, field=name), field=name, prefix=f"{name}/", origin="seed")
+    with errors.kept():
+        pairs = _read_pairs(spec, sources)
+    marks = marks_of([item.image for rows in read.values() for item in rows.items] + [pair.image for pair in pairs])
+    with errors.kept():
+        listing = open_images(marks)
+    errors.raise_any()
     images = ImageNames(listing)
+    # Where `data.images` is wrong, all rows are, which need not be said of each file.
+    for name, rows in read.items():
+        _check_first_images([item.image for item in rows.items], images, spec=spec, field=name)
+    _check_first_images([pair.image for pair in pairs], images, spec=spec, field=PRETRAINING_FIELD)
     found = DataRows()
     for name, (source, reason) in wanted.items():
-        rows = read[name]
-        _check_first_images([item.image for item in rows.items], images, spec=spec, field=name)
-        before = len(rows.bad)
-        rows = drop_items(rows, lambda item: images.problem(item.image))
-        found.missing |= {name: len(rows.bad) - before} if len(rows.bad) > before else {}
-        rows = drop_items(rows, reason)
-        check_share(rows, field=name, source=source, max_bad_fraction=data.max_bad_row_fraction)
-        found.items[name] = rows.items
-        found.bad |= {name: len(rows.bad)} if rows.bad else {}
-    if pairs:
-        found.pairs = _usable_pairs(pairs, images, spec=spec)
-        if len(found.pairs) < len(pairs):
-            found.missing[PRETRAINING_FIELD] = found.bad[PRETRAINING_FIELD] = len(pairs) - len(found.pairs)
-    if data.annotations is not None:
-        found.annotations = len(
-            read_annotations(
-                sources.file(data.annotations, field=ANNOTATIONS_FIELD),
-                field=ANNOTATIONS_FIELD,
-                source=data.annotations,
-                max_bad_fraction=data.max_bad_row_fraction,
+        with errors.kept():
+            _take_usable(found, read[name], images, spec=spec, field=name, source=source, reason=reason)
+    with errors.kept():
+        if pairs:
+            found.pairs = _usable_pairs(pairs, images, spec=spec)
+            if len(found.pairs) < len(pairs):
+                found.missing[PRETRAINING_FIELD] = found.bad[PRETRAINING_FIELD] = len(pairs) - len(found.pairs)
+    with errors.kept():
+        if data.annotations is not None:
+            found.annotations = len(
+                read_annotations(
+                    sources.file(data.annotations, field=ANNOTATIONS_FIELD),
+                    field=ANNOTATIONS_FIELD,
+                    source=data.annotations,
+                    max_bad_fraction=data.max_bad_row_fraction,
+                )
             )
-        )
+    errors.raise_any()
     return found, listing
+
+
+def _take_usable(
+    found: DataRows,
+    rows: Rows,
+    images: ImageNames,
+    *,
+    spec: RunSpec,
+    field: str,
+    source: str,
+    reason: Callable[[Item], str | None],
+) -> None:
+    """Puts a file's usable rows into `found`, and counts the others there."""
+    before = len(rows.bad)
+    rows = drop_items(rows, lambda item: images.problem(item.image))
+    found.missing |= {field: len(rows.bad) - before} if len(rows.bad) > before else {}
+    rows = drop_items(rows, reason)
+    check_share(rows, field=field, source=source, max_bad_fraction=spec.data.max_bad_row_fraction)
+    found.items[field] = rows.items
+    found.bad |= {field: len(rows.bad)} if rows.bad else {}
 
 
 def marks_of(names: Sequence[str | None]) -> list[str]:
@@ -157,7 +190,6 @@ def _usable_pairs(pairs: Sequence[Pair], images: ImageNames, *, spec: RunSpec) -
     """Refuses only what training would refuse: it looks at an image when its turn comes, so that with few steps some are never
     looked at."""
     assert spec.pretraining is not None, "pairs are read for it"
-    _check_first_images([pair.image for pair in pairs], images, spec=spec, field=PRETRAINING_FIELD)
     kept = tuple(pair for pair in pairs if images.problem(pair.image) is None)
     num_bad = len(pairs) - len(kept)
     looks_at_all = spec.pretraining.max_steps is None and spec.pretraining.epochs >= 1.0

@@ -7,116 +7,76 @@ weights are fetched, of images a few. Its artifact carries the fingerprints that
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from comd_api.exit_codes import UserError
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
-from comd_trainer.generation.endpoint import read_key
 from comd_trainer.keys import phase_key, phase_prefix
 from comd_trainer.preflight import fit, overlap
-from comd_trainer.preflight.folders import look_at_model
-from comd_trainer.preflight.images import look_at_sample
-from comd_trainer.preflight.named import (
-    BANK_FIELD,
-    IMAGES_FIELD,
-    SEED_FIELD,
-    NamedSource,
-    answering_models,
-    find_revisions,
-    named_sources,
-    pinned,
-)
-from comd_trainer.preflight.rows import check_known_answers, check_numbers, read_data
+from comd_trainer.preflight.examine import Examination, listings_by_source
+from comd_trainer.preflight.named import NamedSource, named_sources
 from comd_trainer.preflight.summary import summarise
-from comd_trainer.preflight.weights import Weights
 from comd_trainer.store.artifacts import Artifact, open_artifact, publish
-from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.listing import Listing
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store
 
 log = logging.getLogger(__name__)
 
-MODELS_AT_ONCE = 4
-
 
 def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, scratch: Path) -> Artifact:
-    """Checks everything and publishes the artifact `preflight`, whose `meta` has what was found and a `summary` of it.
+    """Checks everything and publishes the artifact `preflight`, whose `meta` has what was found and a `summary` of it. What fails is
+    raised when all was looked at that could be, several problems as one error of the worst kind.
 
     Raises:
         UserError: a right or a source is missing, a model can't be used or does not fit, or the numbers ask for more than there is.
         BadDataError: a file's rows or images can't be used.
         TryAgainError: the store or the hub is unreachable.
     """
-    store.probe(f"{config.namespace}/{config.run}/preflight")
-    fit.check_gpu_counts(config.spec.trainer)
-    for field, model in answering_models(config.spec):
-        if model.endpoint is not None:
-            read_key(model.endpoint, field=f"{field}.endpoint")
-    revisions = find_revisions(config.spec)
-    spec = pinned(config.spec, {"revisions": revisions})
-    weights, listings = look_at_models(spec, sources)
-    rows, images = read_data(
-        spec, sources, lambda marks: sources.listing(spec.data.images, field=IMAGES_FIELD, marks=marks)
-    )
-    listings[spec.data.images] = images
-    for field in (SEED_FIELD, BANK_FIELD):
-        check_known_answers(spec, rows.items.get(field, ()), field=field)
-    sample = scratch / "preflight" / "images"
-    seen = look_at_sample(spec, rows.images(), images, scratch=sample)
-    shutil.rmtree(sample, ignore_errors=True)
-    shared = overlap.find_overlap(spec, rows, images)
-    left = {field: len(items) - (shared[field].rows if field in shared else 0) for field, items in rows.items.items()}
-    check_numbers(spec, bank_rows=left.get(BANK_FIELD), seed_rows=left[SEED_FIELD])
-    needs = fit.needs(spec, weights, on_gpu=spec.trainer.gpu_memory is not None or fit.asks_for_gpus(spec.trainer))
-    fit.check_memory(spec, needs)
+    seen = Examination(config, store=store, sources=sources, work=scratch / "preflight", scratch_folder=scratch.parent)
+    seen.run()
+    seen.checks.raise_any()
+    fingerprints = take_fingerprints(list(named_sources(seen.spec)), sources, listings_by_source(seen.listings))
     report: dict[str, Any] = {
-        "rows": rows.counts,
-        "badRows": rows.bad,
-        "missingImages": rows.missing,
-        "evaluationOverlap": overlap.report(shared),
-        "memory": fit.report(needs),
-        "revisions": revisions,
-        "fingerprints": _with_written(
-            take_fingerprints(list(named_sources(spec)), sources, listings), written=config.spec, read=spec
-        ),
+        "rows": seen.rows.counts,
+        "badRows": seen.rows.bad,
+        "missingImages": seen.rows.missing,
+        "evaluationOverlap": overlap.report(seen.shared),
+        "memory": fit.report(seen.needs),
+        "revisions": seen.revisions,
+        "fingerprints": _with_written(fingerprints, written=config.spec, read=seen.spec),
     }
-    summary = summarise(spec, rows=rows, images=seen, overlap=shared, found=needs)
+    summary = summarise(
+        seen.spec,
+        rows=seen.rows,
+        images=seen.images,
+        overlap=seen.shared,
+        found=seen.needs,
+        cautions=seen.checks.cautions(but=["images"]),
+    )
     log.info("%s", summary)
     key = phase_key(phase="preflight", recipe={"spec": _lasting(config), **report}, inputs={})
+    artifact = _published(config, report, summary, key=key, store=store, cache=cache, out=scratch / "preflight" / "out")
+    # What is said of this machine's clock and disk is as it is now, also when the artifact was there before.
+    return replace(artifact, manifest=artifact.manifest.replace(meta=artifact.meta | {"summary": summary}))
+
+
+def _published(
+    config: StageConfig, report: dict[str, Any], summary: str, *, key: str, store: Store, cache: Path, out: Path
+) -> Artifact:
     prefix = phase_prefix(config, "preflight", key)
     found = open_artifact(store, prefix, cache_dir=cache)
     if found is not None:
         return found
-    out = scratch / "preflight" / "out"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))
     meta = report | {"summary": summary}
     return publish(store, prefix=prefix, kind="preflight", key=key, folder=out, meta=meta, cache_dir=cache)
-
-
-def look_at_models(spec: RunSpec, sources: Sources) -> tuple[dict[str, Weights], dict[str, Listing]]:
-    """Looks through all model folders, several at a time: their weights by field, and what was listed by source. The first error in
-    the manifest's order is raised."""
-    models = [one for one in named_sources(spec) if one.is_model]
-    composed = spec.student.composed
-    template_given = composed is not None and composed.language_model.chat_template is not None
-
-    def look(one: NamedSource) -> tuple[Weights, Listing]:
-        listing = sources.listing(one.source, field=one.field)
-        given = one.kind == "language-model" and template_given
-        return look_at_model(one, listing, template_given=given), listing
-
-    found = dict(zip(models, in_parallel(look, models, threads=MODELS_AT_ONCE), strict=True))
-    return (
-        {one.field: weights for one, (weights, _) in found.items()},
-        {one.source: listing for one, (_, listing) in found.items()},
-    )
 
 
 def take_fingerprints(

@@ -1,6 +1,6 @@
 """Preflight's findings in one short paragraph, for the run's condition."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from comd_api.run import RunSpec
 from comd_api.status import PhaseName
@@ -25,15 +25,18 @@ def summarise(
     images: SampledImages,
     overlap: Mapping[str, FileOverlap],
     found: list[Need],
+    cautions: Sequence[str] = (),
 ) -> str:
-    """What a user wants to know before GPUs are asked for: how much data, what is wrong with it, how large the models are. What does
-    not fit into `MAX_LENGTH` is left out from the end."""
+    """What a user wants to know before GPUs are asked for: what should be mended, how much data, what is wrong with it, how large the
+    models are. What does not fit into `MAX_LENGTH` is left out from the end."""
     sentences = [
-        _rows(spec, rows),
-        *_overlap(overlap),
-        *_bad(spec, rows, images),
-        _models(found),
-        *_memory(spec, found),
+        *cautions,
+        counted(spec, rows),
+        *overlaps(overlap),
+        *bad_rows(spec, rows),
+        *_bad_images(images),
+        models(found),
+        *memory(spec, found),
     ]
     text = ""
     for sentence in filter(None, sentences):
@@ -43,7 +46,7 @@ def summarise(
     return text
 
 
-def _rows(spec: RunSpec, rows: DataRows) -> str:
+def counted(spec: RunSpec, rows: DataRows) -> str:
     counts = rows.counts
     parts = [f"{counts[field]:,} {word}" for field, word in WORDS.items() if field in counts]
     held_out = {each.name: counts[evaluation_field(index)] for index, each in enumerate(spec.data.evaluation)}
@@ -52,7 +55,7 @@ def _rows(spec: RunSpec, rows: DataRows) -> str:
     return ", ".join(parts)
 
 
-def _overlap(overlap: Mapping[str, FileOverlap]) -> Iterator[str]:
+def overlaps(overlap: Mapping[str, FileOverlap]) -> Iterator[str]:
     for field, word in WORDS.items():
         if field not in overlap:
             continue
@@ -68,18 +71,21 @@ def _sets(names: Collection[str]) -> str:
     return f"evaluation set{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
-def _bad(spec: RunSpec, rows: DataRows, images: SampledImages) -> Iterator[str]:
+def bad_rows(spec: RunSpec, rows: DataRows) -> Iterator[str]:
     names = WORDS | {evaluation_field(index): f"rows of {each.name}" for index, each in enumerate(spec.data.evaluation)}
     for field, count in rows.bad.items():
         missing = rows.missing.get(field, 0)
         why = f", {missing:,} for want of their image" if missing and missing < count else ""
         why = ", for want of their image" if missing == count else why
         yield f"{count:,} {names[field]} can't be used{why}"
+
+
+def _bad_images(images: SampledImages) -> Iterator[str]:
     if images.bad:
         yield f"{images.bad} of {images.looked_at} images looked at can't be used"
 
 
-def _models(found: list[Need]) -> str:
+def models(found: list[Need]) -> str:
     """Each model once, by the role that names it."""
     own = {"spec.student": "student", "spec.teacher": "teacher"}
     sizes = {own.get(need.field, need.role): need.total for need in found}
@@ -87,7 +93,7 @@ def _models(found: list[Need]) -> str:
     return f"{', '.join(parts)} parameters" if parts else ""
 
 
-def _memory(spec: RunSpec, found: list[Need]) -> Iterator[str]:
+def memory(spec: RunSpec, found: list[Need]) -> Iterator[str]:
     trainer = spec.trainer
     on_gpu = trainer.gpu_memory is not None or asks_for_gpus(trainer)
     count = trainer.num_ranks

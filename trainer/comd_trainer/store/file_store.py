@@ -6,6 +6,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -64,6 +65,7 @@ class FileStore:
 
     def probe(self, prefix: str) -> None:
         path = probe_path(prefix)
+        made = [folder for folder in self.local_path(path).parents if not folder.exists()]
         try:
             next(self.list(prefix), None)
             # With `if_absent`, which needs hard links and so more than a plain write does.
@@ -73,6 +75,9 @@ class FileStore:
                 )
         finally:
             self.delete(path)
+            for folder in made:
+                with suppress(OSError):  # somebody has put something there since, or it was never made
+                    folder.rmdir()
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         def fill(temporary: Path) -> None:

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from tests import metrics_table
-from tests import prometheus as programs
 from tests.chart import dashboards, exported
-from tests.chart import tools as chart_tools
 from tests.chart.helm import Helm
 from tests.cluster.layout import CONTROL_IP
 from tests.e2e.service import serving
@@ -32,19 +30,6 @@ NOT_HERE = {
     "comd_device_memory_size_bytes",
 }
 SELDOM_HERE = {"comd_operator_watch_restarts_total", "comd_operator_queue_retries_total"}
-
-
-@pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Helm]:
-    """Prometheus, and helm, which renders the alerts."""
-    try:
-        return programs.provide(print)["prometheus"], Helm(
-            chart_tools.provide("helm", print), home=tmp_path_factory.mktemp("helm")
-        )
-    except (programs.MissingError, chart_tools.MissingError) as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
 
 
 def talkative(url: str) -> dict[str, Any]:
@@ -76,8 +61,10 @@ def talkative(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(1800)
-def test_a_real_prometheus_has_all_that_is_asked_for(site: Site, tools: tuple[Path, Helm], tmp_path: Path) -> None:
-    program, helm = tools
+def test_a_real_prometheus_has_all_that_is_asked_for(
+    site: Site, monitoring_tools: tuple[Path, Helm], tmp_path: Path
+) -> None:
+    program, helm = monitoring_tools
     jobs = {"operatorJob": monitoring.OPERATOR, "trainerJob": monitoring.TRAINER}
     alerts = helm.render({"monitoring": {"prometheusRule": {"enabled": True, **jobs}}}).one("PrometheusRule")["spec"]
     with (

@@ -47,8 +47,8 @@ def complete(
     """Results of all `keys` (distinct), on every rank, and how many of them had to be made in this stage.
 
     `max_ranks` bounds how many ranks work (an endpoint's concurrency is shared by all). `role`: whose answers the results are, for
-    the metrics; None where they are none. Raises what the worker raises,
-    and PreemptedError when the phase shall stop; what was finished is saved before.
+    the metrics; None where they are none. Raises what the worker raises, and PreemptedError when the phase shall stop; what was
+    finished is saved before.
     """
     known, missing = from_first(ctx, lambda: _look_up(cache, keys))
     made = from_first(ctx, lambda: _count_made(ctx, keys, len(missing)))

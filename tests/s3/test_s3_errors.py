@@ -4,6 +4,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -130,9 +132,9 @@ def test_tls_where_there_is_none(s3_keys: versity.Server) -> None:
 class Plays(ThreadingHTTPServer):
     """Answers with each of `replies` in turn, the last one for ever."""
 
-    def __init__(self, replies: list[tuple[int, str]]) -> None:
+    def __init__(self, replies: list[tuple[int, str]], clock: timedelta) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.replies = replies
+        self.replies, self.clock = replies, clock
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -150,16 +152,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_PUT = do_GET  # noqa: N815
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """What `send_response` writes as the header `Date`."""
+        del timestamp
+        return format_datetime(datetime.now(UTC) + self.server.clock, usegmt=True)
+
     def log_message(self, format: str, *args: object) -> None:
         del format, args
 
 
 @contextmanager
-def server_that_says(*replies: tuple[int, str]) -> Iterator[Store]:
-    with Plays(list(replies)) as server:
+def saying(*replies: tuple[int, str], clock: timedelta = timedelta(0)) -> Iterator[str]:
+    """The endpoint of a service that says this. `clock`: how far its is ahead of ours."""
+    with Plays(list(replies), clock) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield open_store("s3://bucket/x", S3Options(endpoint=f"http://127.0.0.1:{server.server_address[1]}"))
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+@contextmanager
+def server_that_says(*replies: tuple[int, str]) -> Iterator[Store]:
+    with saying(*replies) as endpoint:
+        yield open_store("s3://bucket/x", S3Options(endpoint=endpoint))
 
 
 @pytest.mark.usefixtures("s3_keys")

@@ -12,10 +12,14 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests import gotools
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 HERE = Path(__file__).parent
 TOOL = "github.com/versity/versitygw/cmd/versitygw"
@@ -50,17 +54,30 @@ class Server:
         """What the server itself reads them from."""
         return {"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key}
 
-    def make_bucket(self, name: str) -> None:
+    def make_bucket(self, name: str, *, policy: str | None = None) -> None:
+        """`policy`: the bucket's, as JSON."""
+        client = self._client()
+        client.create_bucket(Bucket=name)
+        if policy is not None:
+            client.put_bucket_policy(Bucket=name, Policy=policy)
+
+    def make_user(self, name: str, secret: str) -> "Server":
+        """The server as a user sees it who may do what policies allow. It must have been started with `--iam-dir`."""
+        root = ["--access", self.access_key, "--secret", self.secret_key, "--endpoint-url", self.endpoint]
+        user = ["create-user", "--access", name, "--secret", secret, "--role", "user"]
+        subprocess.run([str(binary()), "admin", *root, *user], check=True, capture_output=True)
+        return replace(self, access_key=name, secret_key=secret)
+
+    def _client(self) -> "S3Client":
         import boto3  # here, because the test cluster's commands need the rest of this file and have no second to lose
 
-        client = boto3.session.Session().client(
+        return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
         )
-        client.create_bucket(Bucket=name)
 
 
 def binary() -> Path:

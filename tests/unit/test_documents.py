@@ -42,6 +42,7 @@ def test_the_guides_manifests_are_valid() -> None:
         "docs/cluster.md",
         "docs/guide.md",
         "docs/runbooks.md",
+        "docs/storage.md",
         "charts/comd-operator/README.md",
         "examples/digits/README.md",
     ],

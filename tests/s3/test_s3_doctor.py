@@ -45,7 +45,9 @@ def test_all_is_well_and_nothing_stays(
     assert (code, list(found)) == (0, [name for name in CHECKS if name != "manifest"])
     assert {verdict for verdict, _ in found.values()} == {"ok"}
     assert found["data"][1].startswith("24 seed rows, 90 bank rows, 16 pre-training pairs")
-    assert [path for path in sorted(objects.rglob("*")) if path.is_file()] == [path for path in before if path.is_file()]
+    assert [path for path in sorted(objects.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file()
+    ]
     assert list(tmp_path.iterdir()) == [tmp_path / "run.yaml"]
 
 

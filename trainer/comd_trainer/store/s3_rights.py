@@ -67,11 +67,13 @@ def probe_rights(
     above = key.rpartition("/")[0]
     allowed(lambda: client.list_objects_v2(Bucket=bucket, Prefix=f"{above}/", MaxKeys=1))
     made = allowed(make)
-    # An object that is not there is "missing" to who may list, else "denied": then it is taken for what it most likely is.
-    allowed(read)
-    if made:
-        _refuse_second(make, field=field, uri=uri)
-    allowed(lambda: client.delete_object(Bucket=bucket, Key=key))  # One that is not there: allowed just as well.
+    try:
+        # An object that is not there is "missing" to who may list, else "denied": then it is taken for what it most likely is.
+        allowed(read)
+        if made:
+            _refuse_second(make, field=field, uri=uri)
+    finally:
+        allowed(lambda: client.delete_object(Bucket=bucket, Key=key))  # One that is not there: allowed just as well.
     if refused:
         raise MissingRightsError(f"{field} ({uri}): {_sentence(refused, bucket=bucket, uri=uri)}", deeds=set(refused))
 

@@ -81,3 +81,5 @@ StoreUri = Annotated[str, StringConstraints(pattern=STORE_FORM, max_length=1024)
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""Of things. The bound is what every reader of JSON keeps exactly; the API server refuses what has more than 64 bits."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from comd_api.base import ApiModel
+from comd_api.base import ApiModel, Count
 from comd_api.run import RunSpec
 from comd_api.status import ArtifactRef, Counts, ExitClass, MessageText, PhaseName, PhaseTime, Score
 
@@ -64,9 +64,9 @@ class Progress(ApiModel):
 
     stage: str
     phase: PhaseName | None = None
-    done: int = 0
+    done: Count = 0
     """Steps or items of the phase so far."""
-    total: int = 0
+    total: Count = 0
     unit: str = ""
     """What is counted: `steps` or `items`."""
     rate: float | None = None

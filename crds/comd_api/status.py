@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from comd_api.base import ApiModel, Digest, Timestamp
+from comd_api.base import ApiModel, Count, Digest, Timestamp
 
 RunPhase = Literal["Pending", "Queued", "Running", "Stalled", "Suspended", "Succeeded", "Failed"]
 StagePhase = Literal["Pending", "Queued", "Running", "Retrying", "Suspended", "Succeeded", "Failed"]
@@ -32,7 +32,7 @@ class ArtifactRef(ApiModel):
 class GroupScore(ApiModel):
     name: ShortText
     value: float
-    num_items: int
+    num_items: Count
 
 
 class Score(ApiModel):
@@ -43,7 +43,7 @@ class Score(ApiModel):
     value: float
     low: float
     high: float
-    num_items: int
+    num_items: Count
     groups: Annotated[list[GroupScore], Field(max_length=16)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
@@ -53,21 +53,21 @@ class Score(ApiModel):
 class Counts(ApiModel):
     """Items of one round."""
 
-    train: int | None = None
+    train: Count | None = None
     """Items the student was tuned on."""
-    compared: int | None = None
+    compared: Count | None = None
     """Items that teacher and student were compared on."""
-    fresh: int | None = None
+    fresh: Count | None = None
     """Of these, bank items that the student was never trained on; they join the next train pool."""
-    hard: int | None = None
-    easy: int | None = None
-    dropped: int | None = None
+    hard: Count | None = None
+    easy: Count | None = None
+    dropped: Count | None = None
     """Items without a verdict, because the assessor never gave a score that parses."""
-    accepted: int | None = None
+    accepted: Count | None = None
     """New items that the augmentor made."""
-    rejected: int | None = None
+    rejected: Count | None = None
     """Candidates that a filter turned down."""
-    teacher_answers: int | None = None
+    teacher_answers: Count | None = None
     """Answers that the teacher had to make for the pools in this stage; those found in the cache, and those to evaluation sets, are
     not counted."""
 

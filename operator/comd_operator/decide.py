@@ -16,11 +16,12 @@ from comd_operator.planner import JobPlan, plan_job
 from comd_operator.policies import children as observed
 from comd_operator.policies import cleanup, deadlines, ledger, queue, stages, suspend
 from comd_operator.policies.children import Child
-from comd_operator.policies.clock import to_text, until
+from comd_operator.policies.clock import to_text
 from comd_operator.policies.conditions import conditions
 from comd_operator.policies.events import Event, event
 from comd_operator.policies.hold import Hold, Obstacle, hold
 from comd_operator.policies.results import record
+from comd_operator.policies.retry import pause_left
 from comd_operator.policies.summary import summarize
 
 
@@ -223,7 +224,7 @@ def _advance(
         run.spec, run=run.metadata.name, stage=begun.name, job_index=begun.completed_jobs, attempt=begun.attempt
     )
     there = next((child for child in children if child.name == job.name), None)
-    if there is None and (until(stage.retry_time, now) > 0 or _any_live(children) or obstacle is not None):
+    if there is None and (pause_left(stage.retry_time, run.spec.retry, now) > 0 or _any_live(children) or obstacle is not None):
         return _Step(ledger.put(status, stage))
     if there is not None and there.generation not in (None, run.metadata.generation):
         return _Step(ledger.put(status, stage), outdated=there.name)
@@ -284,7 +285,7 @@ def _due(
     stage = ledger.current(status)
     due = [deadlines.check(run.spec, status, stage, now).seconds_left]
     if stage is not None and stage.retry_time is not None:
-        wait = until(stage.retry_time, now)
+        wait = pause_left(stage.retry_time, run.spec.retry, now)
         if wait > 0 or not (_any_live(children) or obstacle is not None):
             due.append(wait)
     if obstacle is not None and not ledger.in_flight(stage):

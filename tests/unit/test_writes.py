@@ -112,6 +112,9 @@ WEBHOOK = 'Internal error occurred: failed calling webhook "mjob.kb.io": no endp
         (refusal(403, "Forbidden", NO_RIGHT), ObstacleError, "Forbidden", REFUSAL_SECONDS),
         (refusal(422, "Invalid", INVALID), ObstacleError, "Invalid", REFUSAL_SECONDS),
         (refusal(400, "BadRequest", "admission webhook denied the request"), ObstacleError, "Invalid", REFUSAL_SECONDS),
+        (refusal(404, "NotFound", "404 page not found"), ObstacleError, "Invalid", REFUSAL_SECONDS),
+        (refusal(413, "RequestEntityTooLarge", "denied by a policy"), ObstacleError, "Invalid", REFUSAL_SECONDS),
+        (refusal(451, "", "no"), ObstacleError, "Invalid", REFUSAL_SECONDS),
         (refusal(500, "InternalError", WEBHOOK), ObstacleError, "WebhookFailed", COLLISION_SECONDS),
         (refusal(500, "InternalError", "etcdserver: request timed out"), ApiError, None, None),
         (refusal(409, "Conflict", 'Operation cannot be fulfilled on resourcequotas "jobs"'), ApiError, None, None),
@@ -159,7 +162,13 @@ def test_the_service_is_made_once_and_then_found() -> None:
     [
         ({("GET", SERVICE): owned_by("other", kind="App")}, ObstacleError),
         ({("GET", SERVICE): refusal(404), ("POST", SERVICES): refusal(409, "AlreadyExists")}, ObstacleError),
-        ({("GET", SERVICE): refusal(404), ("POST", SERVICES): refusal(404)}, GoneError),
+        (
+            {
+                ("GET", SERVICE): refusal(404),
+                ("POST", SERVICES): refusal(404, "NotFound", 'namespaces "team" not found'),
+            },
+            GoneError,
+        ),
         ({("GET", SERVICE): refusal(404), ("POST", SERVICES): refusal(403, "Forbidden", NO_RIGHT)}, ObstacleError),
         ({("GET", SERVICE): refusal(500)}, ApiError),
         ({("GET", SERVICE): refusal(403, "Forbidden", NO_RIGHT)}, ObstacleError),

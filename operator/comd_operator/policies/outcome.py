@@ -46,7 +46,7 @@ def parse_result(text: str | None) -> StageResult | None:
         return None
     try:
         return StageResult.model_validate(json.loads(text))
-    except (ValueError, ValidationError):
+    except (ValueError, ValidationError, RecursionError):
         return None
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 
 from comd_api.run import Retry
 from comd_api.status import ExitClass
+from comd_operator.policies.clock import until
 
 NEVER_AGAIN: frozenset[ExitClass] = frozenset({"UserError", "BadData", "Deadline"})
 """Trying again would end the same way."""
@@ -46,3 +48,9 @@ def backoff(doublings: int, *, retry: Retry, seed: str) -> float:
     full = min(float(retry.max_backoff_seconds), retry.backoff_seconds * 2.0 ** min(max(doublings, 0), 32))
     share = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big") / 2**32
     return full * (1.0 - _JITTER * share)
+
+
+def pause_left(retry_time: str | None, retry: Retry, now: datetime) -> float:
+    """Seconds until the next attempt. A pause that is longer than any that we make was written by a clock that has been set since."""
+    left = until(retry_time, now)
+    return left if left <= retry.max_backoff_seconds + 1 else 0.0

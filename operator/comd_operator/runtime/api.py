@@ -16,6 +16,7 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
 from comd_api.exit_codes import UserError
+from comd_operator.runtime import depth
 from comd_operator.runtime.credentials import load
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.metrics import Metrics
@@ -26,6 +27,8 @@ _BUFFER = 2**21
 """Bytes that are read ahead: a page of a list at once, and no more of a watch than can be worked off in between."""
 _IDLE_SECONDS = 60.0
 """For which a connection is kept: the server keeps its end longer."""
+_MOST_RETRY_AFTER = 60.0
+"""Seconds; a server that names more is asked again all the same. An hour of rest for one bad answer helps nobody."""
 _LONGEST_RETRY_AFTER = 10.0
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -55,6 +58,8 @@ class ApiError(Exception):
         seconds = details.get("retryAfterSeconds")
         if retry_after is None and isinstance(seconds, int) and seconds > 0:
             retry_after = float(seconds)
+        if retry_after is not None:
+            retry_after = min(retry_after, _MOST_RETRY_AFTER)
         return cls(
             status=status,
             reason=str(told.get("reason") or "Unknown"),
@@ -289,7 +294,10 @@ def _as_api_errors() -> Iterator[None]:
 def _decode(data: bytes) -> Any:
     """Raises ApiError: it isn't JSON, so it isn't the API server that answered, or not to the end."""
     try:
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except RecursionError:
+            return json.loads(depth.cut(data))
     except ValueError as error:
         raise ApiError(status=0, reason="Garbled", message=f"no JSON: {data[:80]!r}") from error
 

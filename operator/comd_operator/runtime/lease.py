@@ -201,12 +201,12 @@ class Lease:
 
     async def _read(self) -> dict[str, Any] | None:
         try:
-            lease: dict[str, Any] = await self._api.get(self._one, urgent=True)
+            lease = await self._api.get(self._one, urgent=True)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
-        return lease
+        return _must_be_one(lease)
 
     async def _write(self, lease: dict[str, Any]) -> bool:
         """Whether it was ours to write: False when somebody else has written, created or deleted it since it was read."""
@@ -214,7 +214,7 @@ class Lease:
         known = "resourceVersion" in lease["metadata"]
         write, path = (self._api.update, self._one) if known else (self._api.create, self._all)
         try:
-            self._lease = await write(path, lease, urgent=True)
+            self._lease = _must_be_one(await write(path, lease, urgent=True))
         except ApiError as error:
             if error.status == 409 or (known and error.status == 404):
                 return False
@@ -272,3 +272,10 @@ class Lease:
 def _version(lease: dict[str, Any]) -> tuple[Any, Any]:
     metadata = lease.get("metadata") or {}
     return metadata.get("uid"), metadata.get("resourceVersion")
+
+
+def _must_be_one(answer: Any) -> dict[str, Any]:
+    """Raises ApiError: something between us and the server has answered."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("metadata"), dict):
+        raise ApiError(status=0, reason="Garbled", message=f"no Lease: {str(answer)[:80]}")
+    return answer

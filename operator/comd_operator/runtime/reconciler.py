@@ -21,6 +21,7 @@ from comd_operator.policies.conditions import refused
 from comd_operator.policies.events import Event
 from comd_operator.policies.hold import Obstacle
 from comd_operator.policies.queue import Wait
+from comd_operator.runtime.api import ApiError
 from comd_operator.runtime.logcontext import at
 from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
@@ -30,7 +31,7 @@ from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, read_
 from comd_operator.runtime.second_look import SecondLook, ends_are_told
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
-from comd_operator.runtime.writes import GoneError, ObstacleError, Writer
+from comd_operator.runtime.writes import MOST_WORDS, REFUSAL_SECONDS, GoneError, ObstacleError, Writer
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ PODLESS_SECONDS = 2.0
 """A Job without pods for so long is asked why."""
 STARTING_SECONDS = 20.0
 """So is a pod that has a node and does not start on it: what it mounts may not be there."""
+FAILING_SECONDS = 10.0
+"""A Job that can't be made for so long is told of, whatever the reason."""
 GONE_SECONDS = 30.0
 """What the server says is gone is looked at again, should the watch not have told by then: the kind itself may have been away."""
 _BEFORE_IT_STARTS = ("", "ContainerCreating", "PodInitializing")
@@ -71,6 +74,8 @@ class Reconciler:
     """Monotonic seconds."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _blocked: dict[str, _Blocked] = field(default_factory=dict)
+    _failing: dict[str, float] = field(default_factory=dict)
+    """Since when a run's Job could not be made, for reasons that may pass."""
     _problems: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     """Of each run: a generation, and what is wrong with it."""
 
@@ -109,9 +114,12 @@ class Reconciler:
                 if made.get("status"):
                     look = 0.0  # It was there before, and the watch may have nothing more to tell of it.
                 decision = replace(decision, status=ledger.note_uid(decision.status, made["metadata"]))
-        except ObstacleError as error:
-            self._block(run, error.obstacle)
-            decision = decide(run, children, self.now(), obstacle=error.obstacle)
+        except (ObstacleError, ApiError) as error:
+            obstacle = self._refused(run, error)
+            self._block(run, obstacle)
+            decision = decide(run, children, self.now(), obstacle=obstacle)
+        else:
+            self._failing.pop(str(run.metadata.uid), None)
         await self._write_status(run, record, decision)
         if decision.event is not None:  # Before what may fail: what was written once is never told again.
             await self._tell(run.metadata, decision.event)
@@ -217,6 +225,17 @@ class Reconciler:
             known = self._problems[uid] = (generation, problem(run))
         return known[1]
 
+    def _refused(self, run: DistillationRun, error: ObstacleError | ApiError) -> Obstacle:
+        """What keeps the Job from being made. An error that may pass is raised, until it has lasted: then the run has to say so, whose
+        status would otherwise never be written."""
+        if isinstance(error, ObstacleError):
+            return error.obstacle
+        since = self._failing.setdefault(str(run.metadata.uid), self.clock())
+        if error.status == 0 or self.clock() - since < FAILING_SECONDS:
+            raise error
+        message = f"the API server does not take the Job: {error}"[:MOST_WORDS]
+        return Obstacle(reason="ApiError", message=message, seconds=REFUSAL_SECONDS)
+
     def _block(self, run: DistillationRun, obstacle: Obstacle) -> None:
         until = math.inf if obstacle.seconds is None else self.clock() + obstacle.seconds
         self._blocked[str(run.metadata.uid)] = _Blocked(obstacle, run.metadata.generation, until)
@@ -266,6 +285,7 @@ class Reconciler:
 
     def _forget(self, uid: str) -> None:
         self._blocked.pop(uid, None)
+        self._failing.pop(uid, None)
         self._problems.pop(uid, None)
         self.progress.keep_only((), run_uid=uid)
         for job in self.stores.jobs.of(uid):
@@ -290,7 +310,7 @@ def parse(record: RunRecord) -> DistillationRun:
         return DistillationRun.model_validate_json(record.body, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        message = f"{'.'.join(map(str, first['loc']))}: {json.dumps(first['input'])[:80]}: {first['msg']}"
+        message = f"{'.'.join(map(str, first['loc']))}: {json.dumps(first['input'], default=str)[:80]}: {first['msg']}"
         raw = json.loads(record.body)
         metadata = ObjectMeta.model_validate(raw["metadata"])
         try:

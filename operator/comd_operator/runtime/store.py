@@ -106,7 +106,7 @@ class Store(Generic[T]):
         try:
             record = self._read(obj)
             return _Held(record, _version(obj), self._owner(record))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             log.error("%s can't be read and is left out: %r", "/".join(_key(obj)), error)
             return None
 

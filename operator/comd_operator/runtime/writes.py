@@ -19,9 +19,11 @@ from comd_operator.runtime.api import Api, ApiError, namespaced
 
 log = logging.getLogger(__name__)
 
+_MAY_PASS = (401, 408, 409, 429)
+"""Refusals that say nothing about the Job: of who asks, of when."""
 LEAVING_SECONDS, COLLISION_SECONDS, REFUSAL_SECONDS = 2.0, 10.0, 30.0
 """Until it is tried again: an earlier run's Job is on its way out; a webhook may be started again; a quota may be raised."""
-_MAX_EVENT = 1024
+MOST_WORDS = 1024
 
 
 class ObstacleError(Exception):
@@ -90,7 +92,7 @@ class Writer:
                 found: dict[str, Any] = await self._api.get(f"{path}/{name}")
                 _must_be_ours(run, found, what=what)
                 return found
-            if error.status == 404 or (error.status == 403 and "being terminated" in error.message):
+            if is_namespace_gone(error):
                 raise GoneError from error
             obstacle = _obstacle(error, what=f"{what} {name}")
             if obstacle is None:
@@ -151,7 +153,7 @@ class Writer:
             },
             "type": event.type,
             "reason": event.reason,
-            "message": event.message[:_MAX_EVENT],
+            "message": event.message[:MOST_WORDS],
             "source": {"component": self._component},
             "reportingComponent": self._component,
             "reportingInstance": self._component,
@@ -172,12 +174,19 @@ class Writer:
             log.warning("event %s could not be written: %s", event.reason, error)
 
 
+def is_namespace_gone(error: ApiError) -> bool:
+    """Or on its way out. Other things that a server does not know are no reason to stop."""
+    if error.status == 404:
+        return error.message.startswith("namespaces ")
+    return error.status == 403 and "being terminated" in error.message
+
+
 def _obstacle(error: ApiError, *, what: str) -> Obstacle | None:
     """What the user has to know of a refusal; None when trying again is all there is to it."""
-    message = f"{what} was refused: {error.message}"[:_MAX_EVENT]
+    message = f"{what} was refused: {error.message}"[:MOST_WORDS]
     if error.status == 500 and "failed calling webhook" in error.message:
         return Obstacle(reason="WebhookFailed", message=message, seconds=COLLISION_SECONDS)
-    if error.status in (400, 403, 422):
+    if 400 <= error.status < 500 and error.status not in _MAY_PASS:
         reason = "Forbidden" if error.status == 403 else "Invalid"
         return Obstacle(reason=reason, message=message, seconds=REFUSAL_SECONDS)
     return None

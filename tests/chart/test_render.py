@@ -90,7 +90,13 @@ OPTIONS: Object = {
     "watchNamespaces": ["a", "b"],
     "defaults": {
         "trainerImage": "registry:5000/trainer@sha256:0",
-        "storage": {"uri": "s3://bucket/$(x)/$y", "endpoint": "http://s3:9000", "region": "eu-1", "secret": "s3"},
+        "storage": {
+            "uri": "s3://bucket/$(x)/$y",
+            "endpoint": "http://s3:9000",
+            "region": "eu-1",
+            "secret": "s3",
+            "s3": {"addressingStyle": "Path"},
+        },
         "queue": "gpus",
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
     },
@@ -117,6 +123,7 @@ def test_options_are_what_values_say(helm: Helm) -> None:
         storage_endpoint="http://s3:9000",
         storage_region="eu-1",
         storage_secret="s3",
+        storage_s3='{"addressingStyle":"Path"}',
         queue="gpus",
         tolerations='[{"key":"nvidia.com/gpu","operator":"Exists"}]',
         workers=3,

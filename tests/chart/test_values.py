@@ -10,8 +10,11 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from comd_api.base import NAME_FORM, REGION_FORM, STORE_FORM, URL_FORM
+from comd_api.crd import structural_schema
 from comd_api.pods import IMAGE_FORM, LABEL_KEY_FORM, QUANTITY_FORM, SUBDOMAIN_FORM
+from comd_api.run import S3Options
 from comd_operator.shell.options import _KNOWN, _LEAST
+from comd_operator.shell.s3_options import ELSEWHERE
 from tests.chart import values_table
 from tests.chart.helm import Helm, HelmError, Object
 from tests.chart.values_table import CHART
@@ -53,15 +56,16 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
     assert set(SCHEMA["properties"]) == {*VALUES, "global"}
     for path, schema in given.items():
         names, known = set(values_at(path)), set(schema["properties"])
-        is_kubernetes_own = path.strip(".") in (
+        may_be_left_out = path.strip(".") in (
             "",
+            "defaults.storage.s3",
             "strategy",
             "resources",
             "livenessProbe",
             "readinessProbe",
             "affinity",
         )
-        assert names <= known if is_kubernetes_own else names == known, path
+        assert names <= known if may_be_left_out else names == known, path
 
 
 def values_at(path: str) -> Object:
@@ -104,6 +108,23 @@ def test_forms_are_the_contract_s() -> None:
     assert amount["anyOf"][0]["pattern"] == QUANTITY_FORM
 
 
+def test_further_fields_of_the_bucket_are_the_contract_s() -> None:
+    """All but those that are values of their own."""
+    ours = structural_schema(S3Options)["properties"]
+    fields = SCHEMA["properties"]["defaults"]["properties"]["storage"]["properties"]["s3"]["properties"]
+    assert fields.keys() == ours.keys() - ELSEWHERE.keys()
+    for name, field in fields.items():
+        assert {key: field.get(key) for key in ("enum", "pattern")} == {
+            key: ours[name].get(key) for key in ("enum", "pattern")
+        }
+    bundle, reference = ours["caBundle"]["properties"], target(fields["caBundle"]["properties"]["secretKeyRef"])
+    assert bundle.keys() == fields["caBundle"]["properties"].keys()
+    assert reference["required"] == bundle["secretKeyRef"]["required"]
+    assert {name: part["pattern"] for name, part in reference["properties"].items()} == {
+        name: part["pattern"] for name, part in bundle["secretKeyRef"]["properties"].items()
+    }
+
+
 def test_bounds_are_the_operator_s() -> None:
     properties = SCHEMA["properties"]
     assert {name: properties[to_camel(name)]["minimum"] for name in _LEAST} == {
@@ -129,6 +150,9 @@ WRONG: list[tuple[Object, str]] = [
     ({"defaults": {"storage": {"uri": "bucket/runs"}}}, "/defaults/storage/uri"),
     ({"defaults": {"storage": {"endpoint": "s3:9000"}}}, "/defaults/storage/endpoint"),
     ({"defaults": {"storage": {"bucket": "x"}}}, "'bucket' not allowed"),
+    ({"defaults": {"storage": {"s3": {"addressingStyle": "path"}}}}, "/defaults/storage/s3/addressingStyle"),
+    ({"defaults": {"storage": {"s3": {"region": "eu-1"}}}}, "'region' not allowed"),
+    ({"defaults": {"storage": {"s3": {"caBundle": {"secretKeyRef": {"name": "x"}}}}}}, "/defaults/storage/s3/caBundle"),
     ({"defaults": {"trainerImage": "x y"}}, "/defaults/trainerImage"),
     ({"defaults": {"queue": "My Queue"}}, "/defaults/queue"),
     ({"defaults": {"tolerations": [{"effct": "NoSchedule"}]}}, "'effct' not allowed"),

@@ -5,26 +5,41 @@ from typing import Any
 import pytest
 
 from comd_api.exit_codes import UserError
-from comd_api.pods import Queue, Toleration, gpu_count
-from comd_api.run import DistillationRun, Storage
+from comd_api.pods import ConfigMapKeySelector, Queue, Toleration, gpu_count
+from comd_api.run import CABundleSource, DistillationRun, S3Options, Storage
 from comd_operator.planner import ClusterDefaults, fill, problem
 from comd_trainer.preflight.fit import check_gpu_counts
 from tests.unit.rule_examples import ENDPOINT
 from tests.unit.runs import make_run
 
+BUNDLE = CABundleSource(config_map_key_ref=ConfigMapKeySelector(name="authorities", key="ca.crt"))
+FURTHER = {
+    "caBundle": BUNDLE.to_wire(),
+    "addressingStyle": "Path",
+    "serverSideEncryption": "aws:kms",
+    "sseKmsKeyId": "k",
+}
 ALL = ClusterDefaults(
     trainer_image="operator/trainer:1",
     storage_uri="s3://shared/runs",
-    storage_endpoint="http://s3.storage:9000",
+    storage_endpoint="https://s3.storage:9000",
     storage_region="eu-1",
     storage_secret="s3",
+    storage_s3=S3Options(
+        ca_bundle=BUNDLE, addressing_style="Path", server_side_encryption="aws:kms", sse_kms_key_id="k"
+    ),
     queue="gpus",
     tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists"),),
 )
 BUCKET: dict[str, Any] = {"uri": "s3://own/x"}
 FULL = {
     "uri": "s3://own/x",
-    "s3": {"endpoint": "http://own:1", "region": "own-1", "secretRef": {"name": "own"}},
+    "s3": {
+        "endpoint": "http://own:1",
+        "region": "own-1",
+        "secretRef": {"name": "own"},
+        "serverSideEncryption": "AES256",
+    },
 }
 
 
@@ -40,7 +55,7 @@ def test_what_a_run_leaves_out_is_filled_in() -> None:
     assert filled.spec.storage is not None
     assert filled.spec.storage.to_wire() == {
         "uri": "s3://shared/runs",
-        "s3": {"endpoint": "http://s3.storage:9000", "region": "eu-1", "secretRef": {"name": "s3"}},
+        "s3": {"endpoint": "https://s3.storage:9000", "region": "eu-1", "secretRef": {"name": "s3"}, **FURTHER},
     }
     assert filled.spec.queue == Queue(name="gpus")
     assert filled.spec.trainer.pod_template.spec.tolerations == list(ALL.tolerations)
@@ -65,6 +80,24 @@ def test_what_a_run_says_stands() -> None:
         (BUCKET, ClusterDefaults(storage_secret="s3"), {**BUCKET, "s3": {"secretRef": {"name": "s3"}}}),
         (BUCKET, ClusterDefaults(storage_uri="s3://shared/runs"), {**BUCKET, "s3": {}}),
         ({"uri": "file:///x"}, ALL, {"uri": "file:///x", "s3": {}}),
+        # What is known of one service is not taken for true of another; a key is not put beside another encryption.
+        (
+            {**BUCKET, "s3": {"endpoint": "http://own:1"}},
+            ClusterDefaults(storage_s3=ALL.storage_s3),
+            {**BUCKET, "s3": {"endpoint": "http://own:1", "serverSideEncryption": "aws:kms", "sseKmsKeyId": "k"}},
+        ),
+        (
+            {**BUCKET, "s3": {"addressingStyle": "Virtual", "serverSideEncryption": "AES256"}},
+            ClusterDefaults(storage_s3=ALL.storage_s3),
+            {
+                **BUCKET,
+                "s3": {
+                    "caBundle": BUNDLE.to_wire(),
+                    "addressingStyle": "Virtual",
+                    "serverSideEncryption": "AES256",
+                },
+            },
+        ),
         (None, ClusterDefaults(storage_secret="s3"), None),
     ],
 )

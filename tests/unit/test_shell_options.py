@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from comd_api.exit_codes import UserError
+from comd_api.run import S3Options
 from comd_operator.cli.main import main
 from comd_operator.cli.operator import FILLED_IN
 from comd_operator.planner import ClusterDefaults
@@ -22,6 +23,7 @@ VALUES: dict[str, tuple[Any, str, Any]] = {
     "storage_endpoint": ("", "http://s3.storage:9000", "http://s3.storage:9000"),
     "storage_region": ("", "eu-1", "eu-1"),
     "storage_secret": ("", "s3", "s3"),
+    "storage_s3": ("", '{"addressingStyle": "Path"}', '{"addressingStyle": "Path"}'),
     "queue": ("", "gpus", "gpus"),
     "tolerations": ("", '[{"operator": "Exists"}]', '[{"operator": "Exists"}]'),
     "workers": (10, "3", 3),
@@ -120,6 +122,13 @@ WRONG = [
     ("trainer_image", "no image", "'no image' is not an image"),
     ("namespaces", "team-a,Team B", "'Team B' is not lower-case letters"),
     ("queue", "My Queue", "'My Queue' is not lower-case letters"),
+    ("storage_s3", "path", "no JSON"),
+    ("storage_s3", "[]", "[] is not an object with fields"),
+    ("storage_s3", '{"endpoint": "http://x"}', ".endpoint: has an option of its own; give it by --storage-endpoint"),
+    ("storage_s3", '{"adressingStyle": "Path"}', ".adressingStyle: unknown field; did you mean addressingStyle?"),
+    ("storage_s3", '{"addressingStyle": "path"}', '.addressingStyle: "path" is not known here'),
+    ("storage_s3", '{"sseKmsKeyId": "x"}', "sseKmsKeyId needs serverSideEncryption: aws:kms"),
+    ("storage_s3", '{"caBundle": {}}', "caBundle: set exactly one of configMapKeyRef and secretKeyRef"),
     ("tolerations", "nvidia.com/gpu:NoSchedule", "no JSON"),
     ("tolerations", '{"operator": "Exists"}', "is not a list"),
     ("tolerations", "[3]", "[0]: 3 is not an object with fields"),
@@ -160,6 +169,13 @@ def test_on_the_command_line_it_is_64(
     assert not started
 
 
+def test_certificates_for_an_endpoint_that_shows_none() -> None:
+    bundle = '{"caBundle": {"secretKeyRef": {"name": "ca", "key": "ca.crt"}}}'
+    assert from_environment({}, storage_s3=bundle, storage_endpoint="https://s3").defaults.storage_s3.ca_bundle
+    with pytest.raises(UserError, match="--storage-s3: caBundle is for an endpoint with https://"):
+        from_environment({}, storage_s3=bundle, storage_endpoint="http://s3")
+
+
 def test_an_empty_variable_of_a_word_is_none() -> None:
     """As charts write those that nobody has set."""
     options = from_environment({variable_of(name): "" for name, (default, *_) in VALUES.items() if default == ""})
@@ -175,11 +191,12 @@ def test_what_is_told_of_storage_and_image_is_what_runs_are_filled_in_with() -> 
     shared = {name for name in VALUES if name.startswith(("storage_", "trainer_")) or name in ("queue", "tolerations")}
     assert {field.name for field in fields(ClusterDefaults)} == shared == set(FILLED_IN)
     gpu = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}]'
-    told: dict[str, Any] = {name: f"a-{name}" for name in shared if name != "tolerations"}
-    options = Options(**told, tolerations=gpu)
+    told: dict[str, Any] = {name: f"a-{name}" for name in shared - {"tolerations", "storage_s3"}}
+    options = Options(**told, tolerations=gpu, storage_s3='{"addressingStyle": "Path"}')
     (toleration,) = options.defaults.tolerations
     assert toleration.to_wire() == json.loads(gpu)[0]
-    assert options.defaults == ClusterDefaults(**told, tolerations=(toleration,))
+    s3 = S3Options(addressing_style="Path")
+    assert options.defaults == ClusterDefaults(**told, tolerations=(toleration,), storage_s3=s3)
 
 
 def test_two_processes_of_a_host_are_two() -> None:

@@ -73,6 +73,7 @@ app.kubernetes.io/managed-by: comd-operator
   "STORAGE_ENDPOINT" $defaults.storage.endpoint
   "STORAGE_REGION" $defaults.storage.region
   "STORAGE_SECRET" $defaults.storage.secret
+  "STORAGE_S3" (ternary (toJson $defaults.storage.s3) "" (gt (len $defaults.storage.s3) 0))
   "QUEUE" $defaults.queue
   "TOLERATIONS" (ternary (toJson $defaults.tolerations) "" (gt (len $defaults.tolerations) 0))
   "WORKERS" (.Values.workers | int64 | toString)

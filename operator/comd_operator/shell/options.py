@@ -13,6 +13,7 @@ from comd_api.base import FORMS, NAME_FORM, REGION_FORM, STORE_FORM, URL_FORM
 from comd_api.exit_codes import UserError
 from comd_api.pods import IMAGE_FORM, POD_FORMS, SUBDOMAIN_FORM
 from comd_operator.planner import ClusterDefaults
+from comd_operator.shell.s3_options import read_s3
 from comd_operator.shell.tolerations import read_tolerations
 
 MAX_PORT = 65_535
@@ -33,6 +34,9 @@ class Options:
     storage_region: str = _option("", "region of runs that name none in spec.storage.s3.region")
     storage_secret: str = _option(
         "", "Secret, in a run's own namespace, of runs that name none in spec.storage.s3.secretRef"
+    )
+    storage_s3: str = _option(
+        "", "further fields of spec.storage.s3, as a JSON object, of runs that leave them out, such as caBundle"
     )
     queue: str = _option("", "LocalQueue of Kueue, in a run's own namespace, of runs that name none in spec.queue")
     tolerations: str = _option(
@@ -67,6 +71,7 @@ class Options:
             storage_endpoint=self.storage_endpoint or None,
             storage_region=self.storage_region or None,
             storage_secret=self.storage_secret or None,
+            storage_s3=read_s3(self.storage_s3, option="--storage-s3"),
             queue=self.queue or None,
             tolerations=read_tolerations(self.tolerations, option="--tolerations"),
         )
@@ -144,6 +149,9 @@ def _check(options: Options) -> None:
     for namespace in options.namespace_list:
         _check_form("namespaces", namespace, NAME_FORM)
     read_tolerations(options.tolerations, option=_flag("tolerations"))
+    s3 = read_s3(options.storage_s3, option=_flag("storage_s3"))
+    if s3.ca_bundle is not None and options.storage_endpoint.startswith("http://"):
+        raise UserError("--storage-s3: caBundle is for an endpoint with https://, and --storage-endpoint has http://")
 
 
 def _check_form(name: str, value: str, form: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import S3Options
 from comd_trainer.store import s3_client
-from comd_trainer.store.s3_errors import ClockError
+from comd_trainer.store.s3_clock import ClockError
 from comd_trainer.store.stores import Store, open_store
 from tests.s3 import versity
 
@@ -188,7 +188,7 @@ def server_that_says(*replies: tuple[int, str]) -> Iterator[Store]:
         (400, "ExpiredToken", UserError, "credentials for .* have expired .*put new ones in their place"),
         (400, "KMS.NotFoundException", UserError, r"correct spec\.storage\.s3\.sseKmsKeyId"),
         (400, "AuthorizationHeaderMalformed", UserError, r"lies in another region; set spec\.storage\.s3\.region"),
-        (403, "RequestTimeTooSkewed", ClockError, "clock is 0 minutes .*set the clock"),
+        (403, "RequestTimeTooSkewed", ClockError, "because this machine's clock is wrong .*set the clock"),
         (501, "NotImplemented", UserError, "conditional writes"),
         (429, "TooManyRequests", TryAgainError, "does not serve requests at the moment"),
         (418, "Teapot", UserError, "requests are refused"),

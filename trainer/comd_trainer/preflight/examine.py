@@ -29,10 +29,9 @@ from comd_trainer.preflight.rows import DataRows, check_known_answers, check_num
 from comd_trainer.preflight.weights import Weights
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.listing import Listing
-from comd_trainer.store.s3_errors import MOST_SKEW, ClockError, clock_sentence
-from comd_trainer.store.s3_rights import MissingRightsError
+from comd_trainer.store.s3_clock import MOST_SKEW, ClockError, clock_sentence
 from comd_trainer.store.sources import Sources
-from comd_trainer.store.stores import STORAGE_FIELD, Store
+from comd_trainer.store.stores import STORAGE_FIELD, MissingRightsError, Store
 
 MODELS_AT_ONCE = 4
 KNOWN_SKEW = timedelta(minutes=5)

@@ -111,10 +111,16 @@ def room_in(scratch: Path) -> int:
     """Bytes that are free in a folder, or would be in one that is not made yet, and what is there already: an attempt that goes on
     needs no second copy of it."""
     there = next(folder for folder in (scratch.absolute(), *scratch.absolute().parents) if folder.exists())
-    used = sum(
-        os.lstat(os.path.join(folder, name)).st_blocks * 512 for folder, _, names in os.walk(scratch) for name in names
-    )
+    used = sum(_size(os.path.join(folder, name)) for folder, _, names in os.walk(scratch) for name in names)
     return shutil.disk_usage(there).free + used
+
+
+def _size(path: str) -> int:
+    """On the disk; 0 of a file that has gone since it was listed."""
+    try:
+        return os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def judge(room: Room, *, limit: str | None, there: int | None) -> str:

@@ -1,13 +1,13 @@
 """What the credentials may do in a bucket, found out by doing it: a policy can't be read by those whom it binds."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore.exceptions import ClientError
 
 from comd_api.exit_codes import UserError
 from comd_trainer.store.s3_errors import RIGHTS, code_of, is_denied, is_missing, is_taken, right_of
-from comd_trainer.store.stores import PROBE
+from comd_trainer.store.stores import PROBE, MissingRightsError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -20,15 +20,6 @@ class Refusal(NamedTuple):
     right: str
     """That is missing: of the bucket, or of the key that objects are encrypted with."""
     words: str
-
-
-class MissingRightsError(UserError):
-    """The credentials are known and may not do everything."""
-
-    def __init__(self, message: str, *, deeds: Set[str]) -> None:
-        super().__init__(message)
-        self.deeds = deeds
-        """Those of DEEDS that are refused."""
 
 
 def probe_rights(

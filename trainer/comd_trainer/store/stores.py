@@ -5,7 +5,7 @@ a folder.
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,15 @@ class StoredFile:
 
 class DamagedError(BadDataError):
     """What a store gives back is not what it was given."""
+
+
+class MissingRightsError(UserError):
+    """The credentials are known and may not do everything."""
+
+    def __init__(self, message: str, *, deeds: Set[str]) -> None:
+        super().__init__(message)
+        self.deeds = deeds
+        """What is refused: `list`, `read`, `write`, `delete`."""
 
 
 class Store(Protocol):

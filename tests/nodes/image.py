@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
-from tests.cluster.layout import TRAINER_IMAGE
-from tests.cluster.layout import short_hash
+from tests.cluster.layout import TRAINER_IMAGE, short_hash
 
 IMAGE = "localhost/comd-trainer:one-thread"
 """TRAINER_IMAGE with one thread for each rank: two pods on two cores would otherwise wait for each other's threads, and numbers that

@@ -1,16 +1,32 @@
 """`comd-trainer doctor` as a command: what it prints, how it ends, what it leaves."""
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from comd_trainer import logs
 from comd_trainer.cli import main
 from tests.e2e.world import make_inputs, manifest
 
 
 @pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command sets up the logs of its process, which here is that of all other tests."""
+    root = logging.getLogger()
+    level, handlers, levels = root.level, root.handlers[:], {name: logging.getLogger(name).level for name in logs.QUIET}
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    logging.captureWarnings(False)
+
+
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("store") / "inputs").parent
 

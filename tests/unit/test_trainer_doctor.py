@@ -13,7 +13,6 @@ from comd_trainer.cli import main
 from tests.e2e.world import make_inputs, manifest
 
 
-@pytest.fixture(scope="module")
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """The command sets up the logs of its process, which here is that of all other tests."""
@@ -27,6 +26,7 @@ def logging_as_it_was() -> Iterator[None]:
     logging.captureWarnings(False)
 
 
+@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("store") / "inputs").parent
 

@@ -36,6 +36,14 @@ def test_it_runs_by_a_user_that_owns_nothing(tool: Builder, operator: str) -> No
         assert "No module named 'torch'" in box.run("python3", "-c", "import torch").stderr
 
 
+def test_its_user_needs_no_entry_in_the_password_file(tool: Builder, operator: str) -> None:
+    """kopf asks who it is, and would not start."""
+    code = "import kopf._core.engines.peering as peering; print(peering.detect_own_id(manual=True))"
+    with container(tool, operator) as box:
+        done = box.run("python3", "-c", code)
+    assert done.stdout.startswith("comd@"), done.stderr
+
+
 def test_bytecode_is_not_compared_with_its_source(tool: Builder, operator: str) -> None:
     """Flags of PEP 552: by hash, unchecked."""
     code = (

@@ -224,7 +224,9 @@ def _advance(
         run.spec, run=run.metadata.name, stage=begun.name, job_index=begun.completed_jobs, attempt=begun.attempt
     )
     there = next((child for child in children if child.name == job.name), None)
-    if there is None and (pause_left(stage.retry_time, run.spec.retry, now) > 0 or _any_live(children) or obstacle is not None):
+    if there is None and (
+        pause_left(stage.retry_time, run.spec.retry, now) > 0 or _any_live(children) or obstacle is not None
+    ):
         return _Step(ledger.put(status, stage))
     if there is not None and there.generation not in (None, run.metadata.generation):
         return _Step(ledger.put(status, stage), outdated=there.name)

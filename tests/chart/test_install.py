@@ -23,7 +23,7 @@ from tests.api.proxy import Proxy
 from tests.api.simulator import STORAGE
 from tests.api.test_rights import RBAC, allowed, asked
 from tests.api.world import World, make_manifest, opened
-from tests.chart import tools
+from tests.chart import installer, tools
 from tests.chart.helm import FULLNAME, IMAGE, RELEASE, Helm, Object, environment_of
 from tests.chart.schemas import monitoring_crds
 from tests.chart.values_table import CHART
@@ -241,24 +241,9 @@ def test_for_one_namespace_by_one_of_its_own(
             await live(world, namespace)
 
     async def live(world: World, namespace: str) -> None:
-        kubectl("-n", namespace, "create", "serviceaccount", "installer")
-        account = f"--serviceaccount={namespace}:installer"
-        kubectl(
-            "-n",
-            namespace,
-            "create",
-            "role",
-            "leases",
-            "--verb=create,get,update",
-            "--resource=leases.coordination.k8s.io",
-        )
-        kubectl("-n", namespace, "create", "rolebinding", "leases", "--role=leases", account)
-        for place in (namespace, world.namespace):
-            for role in ("admin", "comd-operator"):
-                kubectl("-n", place, "create", "rolebinding", f"installer-{role}", f"--clusterrole={role}", account)
-        installer = control_plane.kubeconfig_for(user="installer", namespace=namespace)
+        someone = installer.kubeconfig(control_plane, namespace=namespace, others=[world.namespace])
         values = {**VALUES, "watchNamespaces": [world.namespace]}
-        release = Release(helm, control_plane, namespace=namespace, kubeconfig=installer, values=values)
+        release = Release(helm, control_plane, namespace=namespace, kubeconfig=someone, values=values)
         await release.put()
         await prove(world, release)
         assert not is_there(control_plane, f"clusterrole/{FULLNAME}")

@@ -58,7 +58,7 @@ test-kueue: install ## Opt-in: runs in the queue of a real Kueue, which Go build
 dashboards: install ## Write docs/dashboards.md: what a real run answers to each query of the chart's dashboards (root, Linux)
 	COMD_PICTURE=docs/dashboards.md CI=true $(BIN)/python -m pytest tests/nodes/test_metrics.py
 
-test-images: install ## Opt-in: both images built and started; the trainer's takes 20 GB of disk and about ten minutes
+test-images: install ## Opt-in: both images built and started; the trainer's takes three minutes and, for so long, 20 GB of disk
 	$(BIN)/python -m pytest tests/images
 
 images: image-operator image-trainer ## Both container images, by docker, podman or buildah; docs/images.md

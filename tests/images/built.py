@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,23 +60,23 @@ def builder(say: Callable[[str], None]) -> Builder:
 
 def provide(name: str, say: Callable[[str], None]) -> Built:
     """The image of that name, built where it is not there. Raises MissingError."""
-    tag = recipe.version()
-    key = recipe.key(name, base.key(), tag)
-    built = Built(base.cache() / f"{name}-{key}" / "image.tar", f"{REPOSITORY}/{name}", tag)
-    if built.archive.exists():
-        return built
-    with gotools.locked(base.cache()):
-        if not built.archive.exists():
-            tool = builder(say)
-            say(f"building the image of the {name}")
-            try:
-                build(tool, name, built.image, say=say)
-                save(tool, built)
-            except recipe.ImageError as error:
-                raise MissingError(f"no image of the {name}, so what runs it is not run: {error}") from None
-            for folder in base.cache().glob(f"{name}-*"):
-                if folder != built.archive.parent:
-                    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder, gotools.locked(base.cache()):
+        root = frozen(Path(folder))
+        tag = recipe.version(root)
+        key = recipe.key(name, base.key(), root=root)
+        built = Built(base.cache() / f"{name}-{key}" / "image.tar", f"{REPOSITORY}/{name}", tag)
+        if built.archive.exists():
+            return built
+        tool = builder(say)
+        say(f"building the image of the {name}")
+        try:
+            build(tool, name, built.image, say=say, root=root)
+            save(tool, built)
+        except recipe.ImageError as error:
+            raise MissingError(f"no image of the {name}, so what runs it is not run: {error}") from None
+        for old in base.cache().glob(f"{name}-*"):
+            if old != built.archive.parent:
+                shutil.rmtree(old)
     return built
 
 
@@ -87,7 +88,7 @@ def build(tool: Builder, name: str, image: str, *, say: Callable[[str], None], r
         image=image,
         epoch=base.EPOCH,
         base=base.provide(tool, say),
-        labels=recipe.labels(version=recipe.version(), epoch=base.EPOCH, revision=None, source=None),
+        labels=recipe.labels(version=recipe.version(root), epoch=base.EPOCH, revision=None, source=None),
         arguments=builders.passed_on(),
         certificates=builders.certificates(),
     )
@@ -97,6 +98,7 @@ def build(tool: Builder, name: str, image: str, *, say: Callable[[str], None], r
         raise recipe.ImageError(
             f"buildah ended with exit code {done.returncode}: {(done.stdout + done.stderr)[-3000:]}"
         )
+    said(*tool.program(), "rmi", "--prune", "--force")  # what had this name before
 
 
 def frozen(folder: Path) -> Path:

@@ -24,6 +24,7 @@ WITHOUT = {"MFU": NO_GPU, "Device memory": NO_GPU}
 SELDOM = {
     "Watches begun anew": "no watch was begun anew",
     "Candidates": "the stage ended before a scrape that saw them",
+    "Scores": "the stage ended before a scrape that saw them",
 }
 """Those that may have none."""
 NOT_HERE = {
@@ -32,7 +33,12 @@ NOT_HERE = {
     "comd_device_memory_peak_bytes",
     "comd_device_memory_size_bytes",
 }
-SELDOM_HERE = {"comd_operator_watch_restarts_total", "comd_operator_queue_retries_total", "comd_candidates_total"}
+SELDOM_HERE = {
+    "comd_operator_watch_restarts_total",
+    "comd_operator_queue_retries_total",
+    "comd_candidates_total",
+    "comd_score",
+}
 
 
 def talkative(url: str) -> dict[str, Any]:

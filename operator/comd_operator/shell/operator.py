@@ -11,7 +11,7 @@ from typing import Any
 
 from comd_api import API_VERSION
 from comd_operator.planner import labels
-from comd_operator.runtime.api import Api, ApiError
+from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.lease import Lease, NotLeadingError
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.logcontext import about
@@ -21,7 +21,7 @@ from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.queue import WorkQueue
 from comd_operator.runtime.reconciler import Reconciler, Stores
 from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
-from comd_operator.runtime.reflector import Reflector
+from comd_operator.runtime.reflector import Reflector, Reminder
 from comd_operator.runtime.second_look import SecondLook
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
@@ -35,6 +35,11 @@ RESOURCES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("distillationruns", API_VERSION, {}),
     ("jobs", "batch/v1", {"labelSelector": labels.SELECTOR}),
     ("pods", "v1", {"labelSelector": labels.SELECTOR}),
+)
+
+NOT_INSTALLED = (
+    f"the custom resource definition distillationruns.{API_VERSION.partition('/')[0]} is not installed: "
+    "kubectl apply -f crds/distillationruns.yaml; waiting for it"
 )
 
 
@@ -121,6 +126,7 @@ class Operator:
     def _watch(self) -> None:
         namespaces: list[str | None] = [*self.options.namespace_list] or [None]
         stores: tuple[Store[Any], ...] = (self.stores.runs, self.stores.jobs, self.stores.pods)
+        not_installed = Reminder(NOT_INSTALLED)
         for (resource, api_version, params), store in zip(RESOURCES, stores, strict=True):
             for namespace in namespaces:
                 self.reflectors.append(
@@ -133,6 +139,7 @@ class Operator:
                         store=store,
                         on_change=self._changed,
                         metrics=self.metrics,
+                        unknown=not_installed if api_version == API_VERSION else None,
                         resync=self.options.resync_seconds,
                     )
                 )
@@ -174,11 +181,21 @@ class Operator:
                 self.queue.add(record.uid)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.progress.run(), name="progress")
+                group.create_task(self._doubt_namespaces(), name="namespaces")
                 for number in range(self.options.workers):
                     group.create_task(self._work(), name=f"worker {number}")
         finally:
             self.leading = False
             self.metrics.leader.set(0)
+
+    async def _doubt_namespaces(self) -> None:
+        """A name that is mistyped lists as an empty namespace does. Who may not know whether it is there is not told."""
+        for name in sorted(set(self.options.namespace_list) - {record.namespace for record in self.stores.runs}):
+            try:
+                await self.api.get(namespaced("v1", "namespaces", name=name))
+            except ApiError as error:
+                if error.status == 404:
+                    log.warning("--namespaces: there is no namespace %s yet", name)
 
     async def _work(self) -> None:
         while True:

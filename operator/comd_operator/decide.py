@@ -92,7 +92,7 @@ def decide(
         status=status,
         ahead=ahead if settled is not None else status,
         requeue_after=_due(run, status, children, now, obstacle=obstacle),
-        event=event(before, status),
+        event=event(before, status, queue=run.spec.queue is not None),
     )
 
 

@@ -204,7 +204,7 @@ def test_a_pod_that_should_be_gone_long_since_is_on_a_lost_node(
         ),
         ([waiting_pod("CreateContainerError", "context deadline exceeded")], None),
         # A registry that does not answer is none of these: the kubelet has tried more than once, and repeats the last error.
-        ([waiting_pod("ImagePullBackOff", UNREACHABLE)], UNREACHABLE),
+        ([waiting_pod("ImagePullBackOff", UNREACHABLE)], "ImagePullBackOff: x: context deadline exceeded"),
         ([waiting_pod("CreateContainerError", 'failed to reserve container name: "a" is reserved for "b"')], None),
         ([waiting_pod("ImagePullBackOff", "no", deleting=200)], None),
         ([waiting_pod("ImagePullBackOff", "no", owner="another-job")], None),

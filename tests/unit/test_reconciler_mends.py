@@ -126,7 +126,7 @@ def test_an_event_is_told_though_the_deletion_after_it_fails() -> None:
     assert len(site.deletions) == 2
 
 
-def test_a_run_whose_storage_moved_says_so() -> None:
+def test_a_run_whose_storage_moved_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """The operator's default was changed while the run went on."""
     site = Site()
     status = {
@@ -146,6 +146,7 @@ def test_a_run_whose_storage_moved_says_so() -> None:
     ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
     assert (told["phase"], ready["reason"]) == ("Stalled", "InvalidSpec")
     assert "s3://old/x/a" in ready["message"]
+    assert [record.levelname for record in caplog.records if "s3://old/x/a" in record.message] == ["WARNING"]
 
 
 def test_storage_that_moves_while_the_first_stage_runs_is_noticed_before_the_next_is_made() -> None:
@@ -166,7 +167,8 @@ def test_storage_that_moves_while_the_first_stage_runs_is_noticed_before_the_nex
     assert made == ["tiny-preflight-a1"]
     told = site.api.told("PATCH")[-1].body[1]["value"]
     assert told["phase"] == "Stalled"
-    assert "s3://old/x/a" in told["conditions"][0]["message"]
+    ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
+    assert "s3://old/x/a" in ready["message"]
 
 
 @pytest.mark.parametrize(

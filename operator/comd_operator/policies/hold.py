@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from comd_api.run import RunSpec
-from comd_api.status import RunStatus
+from comd_api.status import RunStatus, StageStatus
 from comd_operator.policies import ledger
 from comd_operator.policies.children import Child
 from comd_operator.policies.fields import with_field
+
+_NEXT = "; next attempt at "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,16 @@ class Hold:
     """It waits to be admitted or scheduled."""
     stalled: bool
     """Somebody has to do something."""
+
+
+def with_next_attempt(message: str, stage: StageStatus) -> str:
+    """`…; next attempt at 18:31:12Z`, while one is due at a time that is known."""
+    return f"{message}{_NEXT}{stage.retry_time.partition('T')[2]}" if stage.retry_time is not None else message
+
+
+def without_next_attempt(message: str) -> str:
+    """So that what is told of each attempt is the same, and counted up."""
+    return message.rpartition(_NEXT)[0] or message
 
 
 def hold(spec: RunSpec, status: RunStatus, child: Child | None, obstacle: Obstacle | None) -> Hold | None:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from comd_api.stage import StageResult
 from comd_api.status import ExitClass
 from comd_operator.policies.children import Child, ChildState
+from comd_operator.policies.kubelet import waiting_words
 from comd_operator.policies.outcome import outcome, parse_result
 from comd_operator.policies.queue import Wait
 from comd_operator.runtime.records import JobRecord, PodRecord
@@ -260,7 +261,7 @@ def _starting(
     """What keeps pods from running, if anything does. Of a Job on its way out nothing is given up any more."""
     broken = next((pod for pod in pods if _is_unstartable(pod) and pod.deleting is None), None)
     if broken is not None and job.deleting is None:
-        return _given_up(child, f"{broken.waiting_reason}: {broken.waiting_message}")
+        return _given_up(child, waiting_words(broken.waiting_reason, broken.waiting_message))
     held = _held(job, pods, wait=wait)
     if held is None:
         return None

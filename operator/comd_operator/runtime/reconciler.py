@@ -279,7 +279,7 @@ class Reconciler:
         await self._tell(error.metadata, Event(type="Warning", reason="InvalidSpec", message=str(error)))
 
     async def _tell(self, metadata: ObjectMeta, event: Event) -> None:
-        log.info("%s: %s", event.reason, event.message)
+        log.log(logging.WARNING if event.type == "Warning" else logging.INFO, "%s: %s", event.reason, event.message)
         self.metrics.events.labels(reason=event.reason).inc()
         await self.writer.tell(metadata, event, now=self.now())
 

@@ -123,6 +123,8 @@ def _why(
         case "Running":
             if stage is None:
                 return "Running", "between two stages"
+            if hold is not None:
+                return hold.reason, hold.message[:MAX_MESSAGE]
             if stage.phase == "Retrying":
                 ended = (
                     f"attempt {stage.attempt} ended with {stage.exit_class}: {stage.message or 'no reason was given'}"

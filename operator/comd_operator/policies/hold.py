@@ -29,7 +29,7 @@ class Hold:
     queued: bool
     """It waits to be admitted or scheduled."""
     stalled: bool
-    """Somebody has to do something."""
+    """Somebody has to do something. Neither: it goes on by itself, and soon."""
 
 
 def with_next_attempt(message: str, stage: StageStatus) -> str:
@@ -42,8 +42,10 @@ def without_next_attempt(message: str) -> str:
     return message.rpartition(_NEXT)[0] or message
 
 
-def hold(spec: RunSpec, status: RunStatus, child: Child | None, obstacle: Obstacle | None) -> Hold | None:
-    """child: the Job in flight."""
+def hold(
+    spec: RunSpec, status: RunStatus, child: Child | None, obstacle: Obstacle | None, left: Child | None = None
+) -> Hold | None:
+    """child: the Job in flight. left: what has to go before the next one is made."""
     stage = ledger.current(status)
     if stage is not None and stage.phase == "Failed":
         return None
@@ -51,6 +53,11 @@ def hold(spec: RunSpec, status: RunStatus, child: Child | None, obstacle: Obstac
         return Hold(reason=obstacle.reason, message=obstacle.message, queued=False, stalled=True)
     if stage is None:
         return None
+    if left is not None and (left.overdue or stage.phase != "Retrying"):
+        words = f"{stage.name} waits for {'Job' if left.stage else 'pod'} {left.name} to go"
+        if left.overdue:
+            words += "; a finalizer may keep it, or a pod of it that does not end"
+        return Hold(reason="Waiting", message=words, queued=False, stalled=left.overdue)
     waiting = stage.queued_since is not None
     wait = child.wait if child is not None and child.state == "Queued" else None
     if wait is not None and wait.stuck:

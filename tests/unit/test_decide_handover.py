@@ -7,7 +7,7 @@ import pytest
 
 from comd_api.stages import stage_names
 from comd_operator.planner import content_mark, plan_job, stage_config
-from tests.unit.cluster_world import ClusterWorld
+from tests.unit.cluster_world import ClusterWorld, World
 from tests.unit.runs import artifact
 from tests.unit.test_decide_cluster import COLLISION, QUEUE, begun, world_of
 

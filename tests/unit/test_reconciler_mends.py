@@ -113,6 +113,23 @@ def test_a_volume_that_is_not_there_is_told_and_given_up(words: str) -> None:
     assert site.deletions == ["Foreground"], "it holds no quota"
 
 
+def test_why_pods_were_once_late_does_not_explain_that_they_are_gone() -> None:
+    """A pod's object goes before its Job is told to have failed: an event of the time when a quota had no room is still there, and
+    the Job must not be given up for it."""
+    site = Site()
+    status = {"startTime": site.job["metadata"]["creationTimestamp"], "active": 1}
+    site.tell(site.stores.jobs, {**site.job, "status": status})
+    site.pod()
+    site.look(1000)
+    refused = {"reason": "FailedCreate", "message": "exceeded quota: gpus, requested: a=1, used: a=0, limited: a=0"}
+    site.api.answers["GET", EVENTS] = {"items": [refused]}
+    writes = len(site.api.told("PATCH"))
+    site.stores.pods.discard(site.versioned(pod_object()))
+    site.look(1)
+    assert site.deletions == []
+    assert len(site.api.told("PATCH")) == writes
+
+
 def test_an_event_is_told_though_the_deletion_after_it_fails() -> None:
     site = Site()
     spec = {**site.api.run["spec"], "suspend": True}

@@ -83,6 +83,7 @@ def observe(
         content=job.content,
         created=job.created,
         started=len({pod.index for pod in own if pod.started and pod.exit_reason not in NEVER_RAN}) >= job.nodes,
+        vanished=job.has_pods and not own,
         deleting=job.deleting is not None,
         overdue=job.deleting is not None and now - job.deleting >= timedelta(seconds=_leave_seconds(own, patience)),
     )

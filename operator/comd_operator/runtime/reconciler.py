@@ -176,7 +176,9 @@ class Reconciler:
         self, job: JobRecord, pods: Sequence[PodRecord], *, now: datetime
     ) -> tuple[Wait | None, float | None]:
         """Why nothing of a Job runs, for one of which nothing does, and when that is worth asking again."""
-        silent = job.suspended or (job.started is not None and not any(pod.started for pod in pods))
+        # What events say of the time before its pods were made does not explain that they are gone.
+        unexplained = bool(pods) or not job.has_pods
+        silent = job.suspended or (job.started is not None and unexplained and not any(pod.started for pod in pods))
         if job.ended is not None or job.deleting is not None or not silent:
             self.words.forget(job.uid)
             return None, None

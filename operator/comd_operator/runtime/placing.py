@@ -44,10 +44,18 @@ def since_when(job: JobRecord, pods: Sequence[PodRecord]) -> datetime:
     return max((pod.placed for pod in pods if pod.placed is not None), default=None) or job.started or job.created
 
 
-def podless_for(job: JobRecord, ages: Mapping[str, float], now: datetime) -> float | None:
+def are_unseen(job: JobRecord, pods: Sequence[PodRecord], ages: Mapping[str, float]) -> bool:
+    """Whether a Job's pods may be there though no watch tells of them: its controller has counted them for long."""
+    silent = job.ended is None and job.has_pods and not any(pod.job_uid == job.uid for pod in pods)
+    return silent and ages.get(podless_key(job), 0.0) >= QUIET_SECONDS
+
+
+def podless_for(job: JobRecord, pods: Sequence[PodRecord], *, ages: Mapping[str, float], now: datetime) -> float | None:
     """Seconds for which a Job has had no pods; None when it has some. Since its start, which a start of ours does not change;
     where its controller has not noticed yet that the pods are gone, since we have seen that."""
     seen = ages.get(podless_key(job))
+    if pods:
+        return None
     if seen is None or job.started is None or job.has_pods:
         return seen
     return _seconds(job.started, now)
@@ -88,7 +96,7 @@ def held(
     alone = next((pod for pod in pods if pod.node is None and pod.placed is None), None)
     if alone is not None and (age := _unplaced_for(job, alone, now)) >= QUIET_SECONDS:
         return _stuck_later("NotScheduled", _not_scheduled(alone), age=age, patience_seconds=patience_seconds)
-    podless = podless_for(job, ages, now)
+    podless = podless_for(job, pods, ages=ages, now=now)
     if podless is not None and (podless >= QUIET_SECONDS or job.parallelism == 0):
         words = f"Job {job.name} has no pods, and {_why_podless(job)}"
         return _stuck_later("NoPods", words, age=podless, patience_seconds=patience_seconds)
@@ -113,7 +121,7 @@ def speaks_in(
     """Seconds until silence is news of its own, where `held` has nothing to say yet."""
     if wait is not None or any(pod.started for pod in pods):
         return None
-    podless = podless_for(job, ages, now)
+    podless = podless_for(job, pods, ages=ages, now=now)
     if podless is not None:
         return QUIET_SECONDS - podless
     alone = next((pod for pod in pods if pod.node is None and pod.placed is None), None)

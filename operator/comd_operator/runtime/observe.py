@@ -42,6 +42,9 @@ NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
 """Reasons of an end before the container's first instruction: no such command in the image, say."""
 END_UNSEEN = frozenset({"Unknown", "ContainerStatusUnknown"})
 """Reasons of an end that nobody has seen, and whose exit code is made up: the node, or its container runtime, was started again."""
+_POD_FAILED = "BackoffLimitExceeded"
+"""A Job's reason when a pod of it has failed and no rule matched. One that fails by itself stays where it is; what is gone was deleted,
+such as while it was waiting for its image, or with a grace period that was over before it had ended."""
 _DISK_LIMIT = re.compile(r"exceed(s|ed) .*\blimit\b")
 """In a kubelet's words for an eviction that the pod itself is to blame for. Of a node that was low on memory, older ones say that
 the container "exceeds its request"."""
@@ -227,7 +230,11 @@ def _failed(child: Child, job: JobRecord, pods: Sequence[PodRecord]) -> Child:
     telling = sorted((pod for pod in fallen if not _swept_away(pod, fallen)), key=_tells_hearsay)
     accounts = [_account(pod) for pod in telling] + _rule_account(job, fallen)
     if not accounts:
-        return replace(child, exit_class="Failed", message=f"{job.ended_reason}: {job.ended_message}")
+        told = f"{job.ended_reason}: {job.ended_message}"
+        if job.ended_reason == _POD_FAILED and not fallen:
+            words = f"the pod that ended Job {job.name} was deleted before its end was read ({told})"
+            return replace(child, exit_class="TryAgain", message=words)
+        return replace(child, exit_class="Failed", message=told)
     _, exit_class, message, result = min(accounts, key=lambda account: account[0])
     return replace(child, exit_class=exit_class, message=message, result=result)
 

@@ -166,6 +166,26 @@ def test_the_result_of_a_pod_that_no_watch_tells_of_is_read() -> None:
     assert selectors == [f"batch.kubernetes.io/controller-uid={JOB_UID}"]
 
 
+def test_what_was_seen_of_a_pod_counts_though_it_is_gone_when_its_job_is_asked_about() -> None:
+    """Of two nodes one has left no pod, so that the API server is asked; the other's is gone by then."""
+    site = Site()
+    site.tell(site.stores.jobs, {**site.job, "spec": {**site.job["spec"], "completions": 2}})
+    ended = {
+        "exitCode": 64,
+        "message": StageResult(exit_class="UserError", message="no bucket").to_termination_message(),
+    }
+    pod = pod_object(state={"terminated": ended}, phase="Failed")
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    site.tell(site.stores.pods, pod)
+    site.api.answers["GET", PODS] = {"items": []}
+    failed = [condition("Failed", reason="BackoffLimitExceeded", since=100)]
+    site.tell(
+        site.stores.jobs, {**site.job, "spec": {**site.job["spec"], "completions": 2}, "status": {"conditions": failed}}
+    )
+    site.look(1)
+    assert site.api.run["status"]["stages"][0]["exitClass"] == "UserError"
+
+
 def test_an_event_is_told_though_the_deletion_after_it_fails() -> None:
     site = Site()
     spec = {**site.api.run["spec"], "suspend": True}

@@ -228,8 +228,9 @@ class Reconciler:
         found = await self.second_look.pods(job)
         for pod in filter(labels.is_watched, found):
             self.stores.pods.put(pod)
-        others = [pod for pod in pods if pod.job_uid != job.uid]
-        return [*others, *map(read_pod, found)], UNWATCHED_SECONDS if unseen else None
+        # What was seen of a pod that has gone meanwhile counts on.
+        newest = {pod.uid: pod for pod in (*pods, *map(read_pod, found))}
+        return list(newest.values()), UNWATCHED_SECONDS if unseen else None
 
     def _keep(self, job: dict[str, Any]) -> None:
         """Only what the watch tells of as well: of anything else nobody would ever say that it has ended or is gone."""

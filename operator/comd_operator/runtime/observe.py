@@ -102,7 +102,8 @@ def observe(
         return _outlived(child, job, own)
     finished = _finishing(job, own) if job.deleting is None else None
     if finished is not None:
-        return replace(child, state="Finishing", result=finished[0], finished=finished[1])
+        # To take back what it last said of its progress would be a write of its own.
+        return replace(child, state="Finishing", result=finished[0], finished=finished[1], progress=progress)
     if lost is not None:
         message = f"node {lost.node} does not answer any more"
         return replace(child, state="Failed", exit_class="TryAgain", message=message, lingers=True, lost=True)

@@ -1,5 +1,6 @@
 """What a look at a run costs: what is asked for, and what is found out again."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,9 +8,9 @@ import pytest
 from comd_api.stage import StageResult
 from comd_operator.planner import labels
 from comd_operator.runtime import reconciler
-from tests.unit.kube_objects import JOB_UID, at, pod_object
+from tests.unit.kube_objects import JOB_UID, QUEUE, at, pod_object
 from tests.unit.test_planner_manifests import UID
-from tests.unit.test_reconciler_looks import JOB, Site
+from tests.unit.test_reconciler_looks import DEFAULTS, JOB, Site
 
 
 def asked(site: Site) -> list[Any]:
@@ -75,3 +76,20 @@ def test_a_trainer_that_has_ended_is_no_write_of_its_own() -> None:
     made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
     assert made == ["tiny-preflight-a1", "tiny-pretrain-a1"]
     assert len(site.api.told("PATCH")) == writes
+
+
+def test_a_job_that_waits_in_the_queue_is_one_status() -> None:
+    """It is written when the Job is made; that the watch then tells of the Job is no news."""
+    site = Site(replace(DEFAULTS, queue="gpus"))
+    site.api.answers |= {
+        ("GET", "/apis/kueue.x-k8s.io"): {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta1"}},
+        ("GET", "/apis/kueue.x-k8s.io/v1beta1/namespaces/team/workloads"): {"items": []},
+    }
+    metadata = {**site.job["metadata"], "labels": {**site.job["metadata"]["labels"], QUEUE: "gpus"}}
+    site.tell(site.stores.jobs, {**site.job, "metadata": metadata, "spec": {**site.job["spec"], "suspend": True}})
+    site.look(1)
+    told = [call.body[1]["value"]["conditions"] for call in site.api.told("PATCH")]
+    assert len(told) == 1
+    queued = next(entry for entry in told[0] if entry["type"] == "Queued")
+    assert (queued["status"], queued["reason"]) == ("True", "Queued")
+    assert queued["message"] == "preflight: waits in the queue gpus"

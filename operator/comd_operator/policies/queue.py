@@ -20,6 +20,11 @@ class Wait:
     """It can't end by itself: no such queue, more than the queue's maximum, a node that does not exist."""
 
 
+def in_the_queue(name: str) -> Wait:
+    """Until the queue itself says why: the same words before its Job is seen and afterwards, for else each would be a write."""
+    return Wait(reason="Queued", message=f"waits in the queue {name}")
+
+
 def enter(
     status: RunStatus, stage: StageStatus, now: datetime, *, preempted: bool, vanished: bool = False
 ) -> RunStatus:

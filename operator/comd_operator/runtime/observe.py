@@ -15,7 +15,7 @@ from comd_api.status import ExitClass
 from comd_operator.policies.children import Child, ChildState
 from comd_operator.policies.kubelet import waiting_words
 from comd_operator.policies.outcome import outcome, parse_result
-from comd_operator.policies.queue import Wait
+from comd_operator.policies.queue import Wait, in_the_queue
 from comd_operator.runtime.placing import Held, held, podless_key, speaks_in
 from comd_operator.runtime.records import JobRecord, PodRecord
 
@@ -96,7 +96,7 @@ def observe(
         return _failed(replace(child, state="Failed", finished=job.ended_at), job, own)
     lost = next((pod for pod in own if _is_lost(pod, ages)), None)
     if job.suspended and (job.deleting is None or lost is None):
-        wait = wait or Wait(reason="Suspended", message=_suspended_by(job))
+        wait = wait or _unexplained(job)
         return replace(child, state="Queued", wait=wait, preempted=_ran_before(job))
     if ages.get(_outlived_key(job), 0.0) >= OUTLIVED_SECONDS:
         return _outlived(child, job, own)
@@ -344,8 +344,10 @@ def _ran_before(job: JobRecord) -> bool:
     return job.suspended_since is not None and job.suspended_since - job.created > timedelta(seconds=2)
 
 
-def _suspended_by(job: JobRecord) -> str:
-    return f"waits in the queue {job.queue}" if job.queue else f"Job {job.name} was suspended by somebody else"
+def _unexplained(job: JobRecord) -> Wait:
+    if job.queue:
+        return in_the_queue(job.queue)
+    return Wait(reason="Suspended", message=f"Job {job.name} was suspended by somebody else")
 
 
 def _of_index(pods: Sequence[PodRecord], index: int) -> PodRecord | None:

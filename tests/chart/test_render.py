@@ -33,6 +33,7 @@ def test_by_default(helm: Helm) -> None:
         ("ClusterRole", f"{FULLNAME}-view"),
         ("ClusterRoleBinding", FULLNAME),
         ("CustomResourceDefinition", "distillationruns.comd.dev"),
+        ("CustomResourceDefinition", "distillationschedules.comd.dev"),
         ("Deployment", FULLNAME),
         ("NetworkPolicy", FULLNAME),
         ("Pod", f"{FULLNAME}-test"),

@@ -11,7 +11,7 @@ from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import LOST_SECONDS, Patience
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.reconciler import Reconciler, Stores
-from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
+from comd_operator.runtime.records import Identity, read_job, read_pod, read_run, read_schedule
 from comd_operator.runtime.second_look import SecondLook
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
@@ -25,8 +25,8 @@ DEFAULTS = ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x")
 JOB = "/apis/batch/v1/namespaces/team/jobs/tiny-preflight-a1"
 
 
-def owner(record: Identity) -> str | None:
-    return record.owner
+def owners(record: Identity) -> tuple[str, ...]:
+    return record.owners
 
 
 class TakesStatus(FakeApi):
@@ -58,9 +58,10 @@ class Site:
         document = {**self.run.to_wire(), "apiVersion": "comd.dev/v1alpha1", "kind": "DistillationRun"}
         self.api, self.seconds, self.version = TakesStatus(document), 0.0, 1
         self.stores = Stores(
-            runs=Store(read=read_run, owner=owner),
-            jobs=Store(read=read_job, owner=owner),
-            pods=Store(read=read_pod, owner=owner),
+            schedules=Store(read=read_schedule, owners=owners),
+            runs=Store(read=read_run, owners=owners),
+            jobs=Store(read=read_job, owners=owners),
+            pods=Store(read=read_pod, owners=owners),
         )
         api = cast(Api, self.api)
         self.reconciler = Reconciler(

@@ -15,6 +15,11 @@ MANAGER = f"{GROUP}/operator"
 GENERATION = f"{GROUP}/generation"
 """An annotation: of the run, when a Job was made for it."""
 
+SCHEDULE = f"{GROUP}/schedule"
+"""A label of runs that a schedule has made: its name."""
+SLOT = f"{GROUP}/slot"
+"""An annotation: when the run was to start."""
+
 RUN, RUN_UID, STAGE, ROUND, ATTEMPT, JOB_INDEX = (
     f"{GROUP}/{name}" for name in ("run", "run-uid", "stage", "round", "attempt", "job-index")
 )

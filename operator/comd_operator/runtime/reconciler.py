@@ -69,6 +69,8 @@ class Reconciler:
     metrics: Metrics
     defaults: ClusterDefaults
     patience: Patience
+    on_change: Callable[[set[str]], None]
+    """Is given the uids of what else is to be looked at."""
     clock: Callable[[], float]
     """Monotonic seconds."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -259,7 +261,7 @@ class Reconciler:
         written = await self.writer.write_status(
             run.metadata, decision.status, resource_version=record.resource_version
         )
-        self.stores.runs.put(written)
+        self._keep(written, record)
         measure(self.metrics, run.status or RunStatus(), decision.status)
 
     async def _refuse(self, record: RunRecord, error: UnreadableError[Any]) -> None:
@@ -274,8 +276,12 @@ class Reconciler:
         if status == before:
             return
         written = await self.writer.write_status(error.metadata, status, resource_version=record.resource_version)
-        self.stores.runs.put(written)
+        self._keep(written, record)
         await self._tell(error.metadata, Event(type="Warning", reason="InvalidSpec", message=str(error)))
+
+    def _keep(self, written: dict[str, Any], record: RunRecord) -> None:
+        """What the watch has nothing to tell of any more: the run's schedule hears of it here."""
+        self.on_change(self.stores.runs.put(written) - {record.uid})
 
     async def _tell(self, metadata: ObjectMeta, event: Event) -> None:
         log.info("%s: %s", event.reason, event.message)

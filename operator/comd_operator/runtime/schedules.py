@@ -42,6 +42,8 @@ class ScheduleReconciler:
     second_look: SecondLook
     metrics: Metrics
     defaults: ClusterDefaults
+    on_change: Callable[[set[str]], None]
+    """Is given the uids of what is known to us before the watch tells: then the watch has nothing to tell any more."""
     clock: Callable[[], float]
     """Monotonic seconds."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -106,7 +108,7 @@ class ScheduleReconciler:
                 continue
             found = await self.second_look.run(namespace=schedule.metadata.namespace, name=known.name)
             if found is not None and found["metadata"]["uid"] == known.uid:
-                self.stores.runs.put(found)  # which the watch has yet to tell of
+                self.on_change(self.stores.runs.put(found))  # the watch has yet to tell of it
             elif self._leaves_something(known.uid, namespace=schedule.metadata.namespace):
                 self.waiting[known.uid] = uid
                 gone.append(
@@ -123,7 +125,7 @@ class ScheduleReconciler:
 
     async def _create(self, schedule: DistillationSchedule, slot: datetime) -> ScheduledRun:
         made = await self.writer.create_run(schedule, slot_manifest(schedule, slot))
-        self.stores.runs.put(made)
+        self.on_change(self.stores.runs.put(made))
         lateness = (self.now() - slot) / timedelta(seconds=1)
         self.metrics.schedule_lateness.observe(max(0.0, lateness))
         return _observed(read_run(made))

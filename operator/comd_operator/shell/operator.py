@@ -89,6 +89,7 @@ class Operator:
             metrics=self.metrics,
             defaults=self.options.defaults,
             patience=Patience(start_seconds=self.options.start_patience_seconds),
+            on_change=self._changed,
             clock=time.monotonic,
         )
         self._schedules = ScheduleReconciler(
@@ -97,6 +98,7 @@ class Operator:
             second_look=second_look,
             metrics=self.metrics,
             defaults=self.options.defaults,
+            on_change=self._changed,
             clock=time.monotonic,
         )
         self._watch()

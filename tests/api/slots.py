@@ -38,6 +38,11 @@ class Slots:
         """An expression that has the first slot, and no other for a day."""
         return f"{self.first.minute} {self.first.hour} * * *"
 
+    @property
+    def two(self) -> list[str]:
+        """Expressions that have the first two slots, and no others for a day."""
+        return [f"{slot.minute} {slot.hour} * * *" for slot in (self.first, self.slot(1))]
+
     def now(self) -> datetime:
         return datetime.now(UTC) + self._ahead
 

@@ -8,7 +8,9 @@ import pytest
 
 from comd_operator.cli.trigger import trigger
 from comd_operator.planner import labels
+from comd_operator.runtime.api import ApiError
 from comd_operator.schedules.conditions import TYPES
+from comd_operator.validation import check_document
 from tests.api.operators import killed, operating
 from tests.api.proxy import Call
 from tests.api.simulator import runs_on
@@ -24,6 +26,8 @@ from tests.api.slots import (
 )
 from tests.api.test_kubectl import cells
 from tests.api.world import World, condition, make_manifest
+from tests.unit.schedule_examples import GOOD, ONLY_TEXT, REFUSED
+from tests.unit.schedules import schedule_manifest
 
 STATUS = "patch distillationschedules/status"
 SLOT = ["create distillationruns", STATUS, "create events"]
@@ -44,7 +48,7 @@ def active(status: dict[str, Any]) -> list[str]:
 async def test_on_time_and_twice(world: World) -> None:
     """By timers alone, a minute after the other; each slot costs a run, a status and an event, and each run's end a status."""
     slots = Slots()
-    manifest = json.dumps(make_schedule())
+    manifest = json.dumps(make_schedule(schedules=slots.two))
     await world.kubectl("apply", "-f", "-", input=manifest)
     async with world.proxied() as proxy, operating(world, proxy) as operator, world.simulated():
         slots.set_clock(operator)
@@ -279,3 +283,25 @@ async def test_a_time_zone_that_is_none(world: World) -> None:
         "spec.timeZone: 'Europe/Berln' is no time zone; right would be a name of the IANA database, such as Europe/Berlin",
     )
     assert world.feed.runs == {}
+
+
+@pytest.mark.parametrize("spec", GOOD, ids=str)
+async def test_what_the_server_takes(world: World, spec: dict[str, Any]) -> None:
+    document = schedule_manifest(**spec)
+    accepted = await world.api.create(f"{world.schedules()}?dryRun=All", document)
+    here, _ = check_document(document)
+    assert here is not None
+    assert accepted["spec"] == here.to_wire()["spec"], "the server fills in what we do"
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+async def test_what_the_server_refuses(world: World, number: int) -> None:
+    document, _ = REFUSED[number]
+    with pytest.raises(ApiError) as refused:
+        await world.api.create(f"{world.schedules()}?dryRun=All", document)
+    assert refused.value.status == 422, refused.value
+
+
+async def test_what_is_only_text_to_the_server(world: World) -> None:
+    for document, _ in ONLY_TEXT:
+        await world.api.create(f"{world.schedules()}?dryRun=All", document)

@@ -195,7 +195,8 @@ def test_replace_waits_until_the_run_is_gone() -> None:
     world.clear()
     world.step(seconds=1)
     assert world.made == [hourly(0), hourly(1)], "waiting has not made it too late"
-    assert (world.status.pending_slot, world.status.num_active) == (None, 1)
+    after = world.status
+    assert (after.pending_slot, after.num_active) == (None, 1)
     assert [event.partition(":")[0] for event in world.events] == ["RunStarted", "RunReplaced", "RunStarted"]
 
 

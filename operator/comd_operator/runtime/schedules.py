@@ -80,6 +80,7 @@ class ScheduleReconciler:
 
     async def _step(self, schedule: DistillationSchedule, record: ScheduleRecord) -> float | None:
         runs, look = await self._runs(schedule)
+        began = self.clock()
         wrong, now = self._template_problem(schedule), self.now()
         decision = decide(schedule, runs, now, wrong=wrong, obstacle=self._obstacle(schedule))
         if decision.create:
@@ -95,7 +96,8 @@ class ScheduleReconciler:
         for run in (*decision.replace, *decision.expire):
             log.info("deleting run %s", run.name)
             await self.writer.delete_run(run.name, uid=run.uid, namespace=schedule.metadata.namespace)
-        return min((seconds for seconds in (decision.requeue_after, look) if seconds is not None), default=None)
+        again = min((seconds for seconds in (decision.requeue_after, look) if seconds is not None), default=None)
+        return None if again is None else max(0.0, again - (self.clock() - began))  # A slot waits for no write of ours.
 
     async def _runs(self, schedule: DistillationSchedule) -> tuple[list[ScheduledRun], float | None]:
         """Runs that are there, and those of which only Jobs or pods are; and in how many seconds the latter are worth a look though

@@ -51,6 +51,7 @@ async def test_on_time_and_twice(world: World) -> None:
     manifest = json.dumps(make_schedule(schedules=slots.two))
     await world.kubectl("apply", "-f", "-", input=manifest)
     async with world.proxied() as proxy, operating(world, proxy) as operator, world.simulated():
+        await until_schedule(world, lambda status: bool(status.get("conditions")))
         slots.set_clock(operator)
         slots.come(0, seconds=3.0)
         await look(world)

@@ -100,10 +100,10 @@ def same(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def the_end(slots: Slots) -> dict[str, Any]:
-    why = {"status": "False", "reason": "Scheduled", "message": f"{slots.daily} in Etc/UTC", "observedGeneration": 2}
+    why = {"status": "False", "reason": "Scheduled", "message": "", "observedGeneration": 2}
     conditions = [{"type": kind, **why} for kind in TYPES]
-    conditions[0] |= {"reason": "NothingMissed", "message": ""}
-    conditions[1] |= {"status": "True"}
+    conditions[0] |= {"reason": "NothingMissed"}
+    conditions[1] |= {"status": "True", "message": f"{slots.daily} in Etc/UTC"}
     return {
         "observedGeneration": 2,
         "timetable": f"{slots.daily} in Etc/UTC",

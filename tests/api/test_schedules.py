@@ -90,11 +90,13 @@ async def one_slot(world: World, slots: Slots) -> dict[str, Any]:
 
 
 def same(status: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from life to life."""
+    """Without what differs from life to life, and without the messages of what is not so."""
     vary = ("settledTime", "lastScheduleTime", "lastSuccessfulTime", "nextScheduleTimes")
     kept = {key: value for key, value in status.items() if key not in vary}
     conditions = [
-        {key: value for key, value in entry.items() if key != "lastTransitionTime"} for entry in status["conditions"]
+        {key: value for key, value in entry.items() if key != "lastTransitionTime"}
+        | ({"message": ""} if entry["status"] == "False" else {})
+        for entry in status["conditions"]
     ]
     return {**kept, "conditions": conditions}
 

@@ -11,6 +11,14 @@ from comd_api.base import ApiModel
 MANIFEST_NAME = "manifest.json"
 
 
+def root_of(uri: str) -> str:
+    """The URI of a store as those of its artifacts begin: without slashes before a bucket's prefix or after it."""
+    if not uri.startswith("s3://"):
+        return uri.rstrip("/")
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}/{prefix.strip('/')}".rstrip("/")
+
+
 class FileEntry(ApiModel):
     path: Annotated[str, Field(min_length=1, max_length=1024)]
     """Below the artifact's prefix."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from comd_api.run import DistillationRun
 from comd_api.status import ExitClass, RunStatus, StageStatus
-from comd_operator.planner import JobPlan, plan_job
+from comd_operator.planner import JobPlan, content_mark, plan_job
 from comd_operator.policies import children as observed
 from comd_operator.policies import cleanup, deadlines, ledger, queue, stages, suspend
 from comd_operator.policies.children import Child
@@ -82,7 +82,8 @@ def decide(
         # The successor of a Job that is finishing starts now; both are written down at once when that Job is complete.
         status, paused = settled, False
     child = observed.in_flight(ledger.current(status), children)
-    held = None if paused else hold(run.spec, status, child, obstacle)
+    left = observed.in_the_way(ledger.current(status), children)
+    held = None if paused else hold(run.spec, status, child, obstacle, left)
     progress = child.progress if child is not None else None
     status = summarize(run.spec, status, now, paused=paused, hold=held, progress=progress)
     status = _stamp(run, status, now, hold=held)
@@ -92,7 +93,7 @@ def decide(
         status=status,
         ahead=ahead if settled is not None else status,
         requeue_after=_due(run, status, children, now, obstacle=obstacle),
-        event=event(before, status),
+        event=event(before, status, queue=run.spec.queue is not None),
     )
 
 
@@ -219,16 +220,21 @@ def _advance(
         return _Step(status)
 
     first_or_again = stage.exit_class != "Done" or stage.attempt == 0
-    begun = stage.replace(attempt=stage.attempt + first_or_again, phase="Running", retry_time=None)
+    attempt = stage.attempt + first_or_again
+    if status.stage_named(stage.name) is None:
+        # None, unless the status was taken away: what runs of the stage then goes on.
+        known = (child.attempt for child in children if child.stage == stage.name and child.job_index == 0)
+        attempt = max((attempt, *known))
+    begun = stage.replace(attempt=attempt, phase="Running", retry_time=None)
     job = plan_job(
         run.spec, run=run.metadata.name, stage=begun.name, job_index=begun.completed_jobs, attempt=begun.attempt
     )
     there = next((child for child in children if child.name == job.name), None)
     if there is None and (
-        pause_left(stage.retry_time, run.spec.retry, now) > 0 or _any_live(children) or obstacle is not None
+        pause_left(stage.retry_time, run.spec.retry, now) > 0 or observed.no_room(children) or obstacle is not None
     ):
         return _Step(ledger.put(status, stage))
-    if there is not None and there.generation not in (None, run.metadata.generation):
+    if there is not None and _is_outdated(there, run):
         return _Step(ledger.put(status, stage), outdated=there.name)
 
     start = to_text(there.created if there is not None and there.created is not None else now)
@@ -247,9 +253,11 @@ def _advance(
     return _Step(ledger.put(status, begun), create=[] if there is not None else [job], adopted=there is not None)
 
 
-def _any_live(children: Sequence[Child]) -> bool:
-    """Whether one is left beside which no other is begun."""
-    return any(child.live and child.state != "Finishing" for child in children)
+def _is_outdated(child: Child, run: DistillationRun) -> bool:
+    """Whether a Job was made of another spec than the run has now. An edit may have changed nothing that it was made of."""
+    if child.generation in (None, run.metadata.generation):
+        return False
+    return child.content is None or child.content != content_mark(run.spec)
 
 
 def _leftovers(status: RunStatus, children: Sequence[Child], *, outdated: str | None) -> list[str]:
@@ -288,7 +296,7 @@ def _due(
     due = [deadlines.check(run.spec, status, stage, now).seconds_left]
     if stage is not None and stage.retry_time is not None:
         wait = pause_left(stage.retry_time, run.spec.retry, now)
-        if wait > 0 or not (_any_live(children) or obstacle is not None):
+        if wait > 0 or not (observed.no_room(children) or obstacle is not None):
             due.append(wait)
     if obstacle is not None and not ledger.in_flight(stage):
         due.append(obstacle.seconds)

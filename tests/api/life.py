@@ -78,9 +78,15 @@ def same(status: Any) -> Any:
 def the_end(name: str = "tiny") -> dict[str, Any]:
     """The status that such a life ends with."""
     stages = [_stage(name, "preflight", 1), _stage(name, "pretrain", 2, failures=1), _stage(name, "round-1", 2)]
-    why = {"reason": "Finished", "message": "all 3 stages are done", "observedGeneration": 3}
+    true = {"status": "True", "message": "all 3 stages are done"}
     conditions = [
-        {"type": kind, "status": "True" if kind in ("Ready", "Succeeded") else "False", **why} for kind in TYPES
+        {
+            "type": kind,
+            "reason": "Finished",
+            "observedGeneration": 3,
+            **(true if kind in ("Ready", "Succeeded") else {"status": "False", "message": ""}),
+        }
+        for kind in TYPES
     ]
     return {
         "phase": "Succeeded",

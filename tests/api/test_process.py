@@ -13,6 +13,8 @@ from tests.api.simulator import runs_on
 from tests.api.test_rights import RBAC, allowed, asked
 from tests.api.world import World, make_manifest
 
+NAMESPACE_IS_THERE = ("", "namespaces", "get")
+"""Asked of a namespace without runs; no role has that right, and nothing is missing without it."""
 HELD: dict[str, Any] = {"leader_election": True, "lease_name": "test", "lease_seconds": 3.0}
 
 
@@ -102,6 +104,17 @@ async def test_frozen(world: World) -> None:
     assert len(world.job_names()) == len(set(world.job_names())) == 48
 
 
+async def test_a_namespace_that_is_not_there(world: World) -> None:
+    """A name that is mistyped is told, once; one that is there is not, though it has no runs."""
+    async with process(world, namespaces=f"{world.namespace},nosuch") as running:
+        await world.until_so(lambda: "leading" in running.log.read_text(), lambda: running.log.read_text())
+        await world.apply(make_manifest())
+        await world.until_job("tiny-preflight-a1")
+    told = [line for line in running.log.read_text().splitlines() if "there is no namespace" in line]
+    assert len(told) == 1
+    assert "--namespaces: there is no namespace nosuch yet" in told[0]
+
+
 async def test_with_the_rights_that_it_is_given(world: World) -> None:
     """What holds it, kopf, asks for nothing beside."""
     kubectl = world.cluster.kubectl
@@ -112,6 +125,6 @@ async def test_with_the_rights_that_it_is_given(world: World) -> None:
             await world.apply(make_manifest(rounds__count=1))
             await world.until_phase("Succeeded")
         assert {call.user_agent.partition("/")[0] for call in proxy.calls} == {"comd-operator"}
-        assert [(call.what, code) for call, code in proxy.answers if code in (401, 403)] == []
-        assert asked(proxy) <= allowed()
+        assert {(call.what, code) for call, code in proxy.answers if code in (401, 403)} <= {("get namespaces", 403)}
+        assert asked(proxy) - {NAMESPACE_IS_THERE} <= allowed()
     assert '"level": "error"' not in running.log.read_text()

@@ -232,7 +232,8 @@ def test_too_few_hard_items_end_the_run_well() -> None:
     world.end(stop="12 hard items are fewer than hardItemsFloor (50)")
     assert world.status.phase == "Succeeded"
     assert condition(world, "Succeeded") == ("True", "StoppedEarly")
-    assert "12 hard items" in world.status.conditions[0].message
+    (ready,) = (entry for entry in world.status.conditions if entry.type == "Ready")
+    assert "12 hard items" in ready.message
     assert world.status.student == artifact("student", "file:///store/round-2")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from comd_api.stages import stage_names
-from comd_operator.planner import plan_job, stage_config
+from comd_operator.planner import content_mark, plan_job, stage_config
 from tests.unit.cluster_world import ClusterWorld
 from tests.unit.runs import artifact
 from tests.unit.test_decide_cluster import COLLISION, QUEUE, begun, world_of
@@ -68,7 +68,7 @@ def test_a_successor_may_be_done_before_its_predecessor_is_booked(end: str) -> N
     world = finishing()
     getattr(world, end)()
     world.step(seconds=1)
-    assert world.newest == "tiny-round-2-a1"
+    assert (world.newest == "tiny-round-2-a1") == (end == "complete"), "never beside the pods of two"
     assert world.stage.name == "pretrain"
     world.complete("tiny-pretrain-a1")
     world.complete("tiny-round-1-a1")
@@ -173,6 +173,75 @@ def test_phases_are_handed_over_within_a_stage() -> None:
         world.step(seconds=1)
     assert world.status.phase == "Succeeded"
     assert [name.rpartition("-")[2] for name in world.made[2:]] == ["teach", "tune", "answer", "assess", "evaluate"]
+
+
+def test_a_job_that_its_pods_outlive_is_booked_and_deleted_before_another_follows() -> None:
+    world = finishing()
+    world.set("tiny-pretrain-a1", state="Succeeded", exit_class="Done", lingers=True)
+    world.finish("tiny-round-1-a1")
+    decision = world.step(seconds=15)
+    assert (decision.create, decision.delete) == ([], ["tiny-pretrain-a1"])
+    assert [(stage.name, stage.phase) for stage in world.status.stages[1:]] == [
+        ("pretrain", "Succeeded"),
+        ("round-1", "Running"),
+    ]
+    assert not world.step(seconds=1).create
+    world.vanish("tiny-pretrain-a1")
+    assert [job.name for job in world.step(seconds=1).create] == ["tiny-round-2-a1"]
+
+
+def test_a_failure_that_a_pod_hides_ends_the_run_and_the_pod() -> None:
+    world = begun()
+    world.fail("UserError", "no such bucket")
+    world.set(lingers=True)
+    decision = world.step(seconds=15)
+    assert decision.delete == ["tiny-preflight-a1"]
+    assert world.condition("Failed") == ("True", "UserError")
+
+
+def test_an_edit_that_changes_no_job_leaves_the_successor_alone() -> None:
+    world = finishing()
+    mark = content_mark(world.run.spec)
+    world.set("tiny-round-1-a1", generation=world.run.metadata.generation, content=mark)
+    world.change(ttl_seconds_after_finished=1000)
+    world.complete("tiny-pretrain-a1")
+    decision = world.step(seconds=1)
+    assert (decision.create, decision.delete, world.stage.name) == ([], [], "round-1")
+    assert content_mark(world.run.spec) == mark != content_mark(world.run.spec.replace(seed=8))
+
+
+def test_the_attempt_that_runs_is_kept_when_the_status_is_taken_away() -> None:
+    world = begun(retry={"limit": 3, "backoffSeconds": 1})
+    world.fail()
+    world.step()
+    world.step(seconds=60)
+    world.run_on()
+    world.step()
+    assert world.newest == "tiny-preflight-a2"
+    world.run = world.run.replace(status=None)
+    decision = world.step(seconds=1)
+    assert (decision.create, decision.delete) == ([], [])
+    assert (world.stage.attempt, world.stage.job_name, world.stage.phase) == (2, "tiny-preflight-a2", "Running")
+
+
+def test_a_run_that_waits_for_a_job_to_go_says_so() -> None:
+    """Its suspended Job is kept by somebody's finalizer."""
+    world = begun()
+    world.change(suspend=True)
+    world.step(seconds=1)
+    world.change(suspend=False)
+    writes = world.writes
+    assert not world.step(seconds=1).create
+    assert world.status.phase == "Running"
+    assert (world.writes, world.condition("Ready")) == (writes + 1, ("False", "Waiting"))
+    assert world.status.conditions[0].message == "preflight waits for Job tiny-preflight-a1 to go"
+    world.set(overdue=True)
+    world.step(seconds=300)
+    assert world.condition("Stalled") == ("True", "Waiting")
+    assert "a finalizer may keep it" in world.status.conditions[0].message
+    world.clear()
+    assert [job.name for job in world.step(seconds=1).create] == ["tiny-preflight-a2"]
+    assert world.status.phase == "Running"
 
 
 # The operator is killed.

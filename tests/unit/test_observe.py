@@ -6,7 +6,8 @@ import pytest
 
 from comd_operator.policies.children import Child
 from comd_operator.policies.queue import Wait
-from comd_operator.runtime.observe import LOST_SECONDS, Patience, next_look, no_node_could, observe
+from comd_operator.runtime.observe import LOST_SECONDS, Patience, next_look, observe, timed
+from comd_operator.runtime.placing import no_node_could
 from comd_operator.runtime.records import JobRecord, PodRecord
 from tests.unit.kube_objects import (
     JOB_UID,
@@ -45,7 +46,22 @@ def seen(
     progress: str | None = None,
     patience: Patience = PATIENCE,
 ) -> Child:
-    return observe(job, pods, wait=wait, progress=progress, patience=patience, now=now(after))
+    return observe(
+        job, pods, wait=wait, progress=progress, patience=patience, ages=ages(job, *pods, after=after), now=now(after)
+    )
+
+
+def ages(job: JobRecord, *pods: PodRecord, after: float) -> dict[str, float]:
+    """As they would be if everything had been seen when it happened."""
+    began: dict[str, float] = {}
+    for key in timed([job], pods):
+        pod = next((pod for pod in pods if pod.uid == key), None)
+        if pod is not None and pod.deleting is not None:
+            began[key] = (pod.deleting - MADE).total_seconds() - pod.grace_seconds
+        else:
+            ended = [(pod.finished - MADE).total_seconds() for pod in pods if pod.finished is not None]
+            began[key] = max(ended, default=0.0)
+    return {key: after - first for key, first in began.items()}
 
 
 def test_what_a_job_is() -> None:
@@ -61,7 +77,7 @@ def test_what_a_job_is() -> None:
     ("pods", "started"),
     [
         ([], False),
-        ([pod(phase="Pending", node=None)], False),
+        ([pod(phase="Pending", node=None, conditions=[condition("PodScheduled")])], False),
         ([waiting_pod("ContainerCreating")], False),
         ([waiting_pod("ErrImagePull", "timeout")], False),
         ([running_pod()], True),
@@ -132,7 +148,7 @@ DONE = message("Done", counts=None)
     ("nodes", "pods", "state"),
     [
         (1, [ended_pod(0, text=DONE)], "Finishing"),
-        (1, [ended_pod(0, text=DONE, phase="Running")], "Finishing"),
+        (1, [ended_pod(0, text=DONE, phase="Running", finished=100)], "Finishing"),
         (1, [ended_pod(0, text="no JSON")], "Running"),
         (1, [ended_pod(0, text=message("Failed", "oh"))], "Running"),
         (1, [ended_pod(1, text=message("Failed", "oh"))], "Running"),
@@ -204,7 +220,7 @@ def test_a_pod_that_should_be_gone_long_since_is_on_a_lost_node(
         ),
         ([waiting_pod("CreateContainerError", "context deadline exceeded")], None),
         # A registry that does not answer is none of these: the kubelet has tried more than once, and repeats the last error.
-        ([waiting_pod("ImagePullBackOff", UNREACHABLE)], UNREACHABLE),
+        ([waiting_pod("ImagePullBackOff", UNREACHABLE)], "ImagePullBackOff: x: context deadline exceeded"),
         ([waiting_pod("CreateContainerError", 'failed to reserve container name: "a" is reserved for "b"')], None),
         ([waiting_pod("ImagePullBackOff", "no", deleting=200)], None),
         ([waiting_pod("ImagePullBackOff", "no", owner="another-job")], None),
@@ -322,7 +338,7 @@ def test_a_job_whose_pods_can_not_be_made_or_started(pods: list[PodRecord], afte
         (job(), [running_pod(deleting=60)], None, 110, None),
         (job(), [ended_pod(143, deleting=120)], None, 110, None),
         (job(deleting=50), [running_pod(deleting=120)], None, 110, 10 + LOST_SECONDS),
-        (job(deleting=50), [homeless_pod(TOO_LARGE)], None, 110, None),
+        (job(deleting=50), [homeless_pod(TOO_LARGE)], None, 400, None),
         (job(deleting=50, suspend=True), [running_pod(deleting=120)], None, 110, 10 + LOST_SECONDS),
         (job(suspend=True, queue="gpus"), [running_pod(deleting=120)], NO_PODS, 110, None),
         (complete_job(), [running_pod(deleting=120)], None, 110, None),
@@ -333,7 +349,8 @@ def test_when_time_alone_will_tell(
     found: JobRecord, pods: list[PodRecord], wait: Wait | None, after: float, look: float | None
 ) -> None:
     """Nobody sends an event when a node does not answer, or patience is over."""
-    assert next_look(found, pods, wait=wait, patience=PATIENCE, now=now(after)) == look
+    counted = ages(found, *pods, after=after)
+    assert next_look(found, pods, wait=wait, patience=PATIENCE, ages=counted, now=now(after)) == look
     if look is not None:
         before = seen(found, *pods, wait=wait, after=after + look - 1)
         assert seen(found, *pods, wait=wait, after=after + look).exit_class != before.exit_class

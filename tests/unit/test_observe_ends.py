@@ -201,7 +201,7 @@ ENDED = {
         "Failed", "TryAgain", "OutOfcpu: Node didn't have enough",
     ),
     "failed before its container had run": Ended(
-        failed_job(), [pod(phase="Failed")], "Failed", "TryAgain", "failed before its container had run"
+        failed_job(), [pod(phase="Failed")], "Failed", "CannotStart", "before its trainer was started: nobody says why"
     ),
     "its node was lost": Ended(
         failed_job(DISRUPTED_RULE),

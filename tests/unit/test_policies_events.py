@@ -45,6 +45,7 @@ DONE = stage("pretrain", "Succeeded", flies=False, exit_class="Done")
 NEXT = stage("round-1")
 RETRIES = stage(phase="Retrying", flies=False, exit_class="Failed", message="loss is NaN")
 NO_START = stage(phase="Retrying", flies=False, exit_class="CannotStart", message="no image")
+NO_IMAGE: Any = {"reason": "CannotStart", "message": "round-1: no image; the field; next attempt at 12:00:10Z"}
 AGAIN = stage(attempt=2, exit_class="Failed", message="loss is NaN")
 STARTED = "round-1: attempt 1, Job round-1-a1"
 
@@ -59,8 +60,8 @@ STARTED = "round-1: attempt 1, Job round-1-a1"
         (NOTHING, status("Suspended", message="spec.suspend is true"), "Normal", "Suspended", "spec.suspend is true"),
         (status("Stalled", reason="NameCollision"), RUNS, "Normal", "JobStarted", STARTED),
         # Waits.
-        (QUEUED, RUNS, "Normal", "Admitted", "round-1 runs"),
-        (STALLED, RUNS, "Normal", "Admitted", "round-1 runs"),
+        (QUEUED, RUNS, "Normal", "Running", "round-1 runs"),
+        (STALLED, RUNS, "Normal", "Running", "round-1 runs"),
         (RUNS, QUEUED, "Normal", "Queued", "m"),
         (QUEUED, STALLED, "Warning", "Inadmissible", "m"),
         (STALLED, QUEUED, None, None, None),
@@ -85,7 +86,7 @@ STARTED = "round-1: attempt 1, Job round-1-a1"
         (RUNS, status("Running", RETRIES), "Warning", "AttemptFailed", "round-1: Failed: loss is NaN"),
         (QUEUED, status("Running", RETRIES), "Warning", "AttemptFailed", "round-1: Failed: loss is NaN"),
         (STALLED, status("Running", RETRIES), "Warning", "AttemptFailed", "round-1: Failed: loss is NaN"),
-        (RUNS, status("Stalled", NO_START, reason="CannotStart", message="no image"), "Warning", "CannotStart", "no image"),
+        (RUNS, status("Stalled", NO_START, **NO_IMAGE), "Warning", "CannotStart", "round-1: no image; the field"),
         (status("Running", RETRIES), status("Running", AGAIN), "Normal", "JobStarted", "round-1: attempt 2, Job round-1-a2"),
         (
             status("Running", RETRIES), status("Queued", stage(phase="Queued", attempt=2)), "Normal", "JobStarted",
@@ -102,8 +103,8 @@ STARTED = "round-1: attempt 1, Job round-1-a1"
         ),
         (
             status("Stalled", stage(attempt=2, exit_class="CannotStart")),
-            status("Stalled", stage(phase="Retrying", attempt=2, flies=False, exit_class="CannotStart", message="no image")),
-            "Warning", "AttemptFailed", "round-1: CannotStart: no image",
+            status("Stalled", NO_START.replace(attempt=2), **NO_IMAGE),
+            "Warning", "CannotStart", "round-1: no image; the field",
         ),
         # Stops.
         (RUNS, status("Suspended", stage(phase="Suspended", flies=False)), "Normal", "Suspended", "m"),
@@ -132,12 +133,19 @@ STARTED = "round-1: attempt 1, Job round-1-a1"
     ],
 )  # fmt: skip
 def test_events(before: RunStatus, after: RunStatus, kind: str | None, reason: str | None, message: str | None) -> None:
-    told = event(before, after)
+    told = event(before, after, queue=False)
     assert ((told.type, told.reason, told.message) if told is not None else (None, None, None)) == (
         kind,
         reason,
         message,
     )
+
+
+@pytest.mark.parametrize("before", [QUEUED, STALLED])
+def test_only_a_queue_admits(before: RunStatus) -> None:
+    told = event(before, RUNS, queue=True)
+    assert told is not None
+    assert (told.type, told.reason, told.message) == ("Normal", "Admitted", "round-1 runs")
 
 
 def child(name: str, state: Any, **fields: Any) -> Child:

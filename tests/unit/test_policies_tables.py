@@ -1,6 +1,7 @@
 """Each policy with its table of cases."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -226,7 +227,8 @@ def test_conditions(phase: str) -> None:
     true = {condition.type for condition in first if condition.status == "True"}
     assert true == set(conditions.TRUE_TYPES[phase])  # type: ignore[index]
     assert [condition.type for condition in first] == sorted(conditions.TYPES)
-    assert all(condition.reason and condition.message for condition in first)
+    assert all(condition.reason for condition in first)
+    assert {condition.type for condition in first if condition.message} == {*true, "Ready"}
 
     later = START + timedelta(seconds=60)
     again = conditions.conditions(run, status.replace(conditions=first), later, hold=held)
@@ -236,6 +238,32 @@ def test_conditions(phase: str) -> None:
     for old, new in zip(first, flipped, strict=True):
         moved = old.last_transition_time != new.last_transition_time
         assert moved == (old.status != new.status)
+
+
+@pytest.mark.parametrize(
+    ("exit_class", "retry_time", "words"),
+    [
+        ("CannotStart", clock.to_text(START), "no image; next attempt at 00:00:00Z"),
+        ("CannotStart", None, "no image"),
+        ("Failed", clock.to_text(START), "round-1: attempt 2 ended with Failed: m; next attempt at 00:00:00Z"),
+    ],
+)
+def test_when_it_is_tried_again_stands_in_the_message(exit_class: Any, retry_time: str | None, words: str) -> None:
+    stage = StageStatus(
+        name="round-1", phase="Retrying", attempt=2, exit_class=exit_class, message="m", retry_time=retry_time
+    )
+    held = Hold(reason="CannotStart", message="no image", queued=False, stalled=True)
+    phase: Any = "Stalled" if exit_class == "CannotStart" else "Running"
+    told = conditions.conditions(make_run(), RunStatus(phase=phase, stages=[stage]), START, hold=held)
+    assert {condition.message for condition in told if condition.message} == {words}
+
+
+def test_a_run_that_is_to_be_suspended_at_the_end_of_its_stage_says_so() -> None:
+    stage = StageStatus(name="round-3", phase="Running", attempt=1, attempt_start_time=clock.to_text(START))
+    run, status = make_run(suspend=True, suspendPolicy="StageEnd"), RunStatus(phase="Running", stages=[stage])
+    told = {condition.type: condition.message for condition in conditions.conditions(run, status, START)}
+    assert told["Reconciling"] == told["Ready"] == "round-3, attempt 1; will be suspended when round-3 has ended"
+    assert not told["Suspended"]
 
 
 def test_the_message_of_a_condition_never_says_how_far_it_is() -> None:
@@ -263,10 +291,10 @@ def test_score_text(scores: list[list[object]], text: str | None) -> None:
 def test_a_repeated_decision_tells_nothing_twice() -> None:
     stage = StageStatus(name="round-1", phase="Running", attempt=1, job_name="a", attempt_start_time="x")
     before, after = RunStatus(), RunStatus(phase="Running", stages=[stage])
-    told = event(before, after)
+    told = event(before, after, queue=False)
     assert told is not None
     assert told.reason == "JobStarted"
-    assert event(after, after) is None
+    assert event(after, after, queue=False) is None
 
 
 def test_ledger() -> None:

@@ -8,7 +8,7 @@ from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef
 from comd_operator.planner import ClusterDefaults, labels
 from comd_operator.runtime.api import ApiError
-from comd_operator.runtime.reconciler import GONE_SECONDS
+from comd_operator.runtime.reconciler import GONE_SECONDS, UNWATCHED_SECONDS
 from tests.unit.fake_api import refusal
 from tests.unit.kube_objects import at, condition, pod_object
 from tests.unit.test_planner_manifests import UID
@@ -126,7 +126,7 @@ def test_an_event_is_told_though_the_deletion_after_it_fails() -> None:
     assert len(site.deletions) == 2
 
 
-def test_a_run_whose_storage_moved_says_so() -> None:
+def test_a_run_whose_storage_moved_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """The operator's default was changed while the run went on."""
     site = Site()
     status = {
@@ -146,6 +146,7 @@ def test_a_run_whose_storage_moved_says_so() -> None:
     ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
     assert (told["phase"], ready["reason"]) == ("Stalled", "InvalidSpec")
     assert "s3://old/x/a" in ready["message"]
+    assert [record.levelname for record in caplog.records if "s3://old/x/a" in record.message] == ["WARNING"]
 
 
 def test_storage_that_moves_while_the_first_stage_runs_is_noticed_before_the_next_is_made() -> None:
@@ -166,7 +167,8 @@ def test_storage_that_moves_while_the_first_stage_runs_is_noticed_before_the_nex
     assert made == ["tiny-preflight-a1"]
     told = site.api.told("PATCH")[-1].body[1]["value"]
     assert told["phase"] == "Stalled"
-    assert "s3://old/x/a" in told["conditions"][0]["message"]
+    ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
+    assert "s3://old/x/a" in ready["message"]
 
 
 @pytest.mark.parametrize(
@@ -263,3 +265,72 @@ def test_a_queue_that_the_operator_fills_in_is_waited_for_from_the_beginning() -
     assert job["spec"]["suspend"] is True
     (write,) = site.api.told("PATCH")
     assert write.body[1]["value"]["phase"] == "Queued"
+
+
+def unlabelled(site: Site, **metadata: Any) -> dict[str, Any]:
+    """The Job after somebody has changed its labels, of which the watch says that it is gone; and its pod, which works on."""
+    pod = pod_object(state={"running": {}})
+    pod["metadata"]["labels"] |= {labels.RUN_UID: UID, "batch.kubernetes.io/job-name": "tiny-preflight-a1"}
+    site.tell(site.stores.pods, pod)
+    own = {**site.job["metadata"]["labels"], labels.MANAGED_BY: "platform"}
+    site.stores.jobs.discard(site.versioned(site.job))
+    return site.versioned({**site.job, "metadata": {**site.job["metadata"], "labels": own, **metadata}})
+
+
+def test_a_job_that_our_label_was_taken_off_is_ours_all_the_same() -> None:
+    site = Site()
+    site.api.answers["GET", JOB] = unlabelled(site)
+    writes = len(site.api.told("PATCH"))
+    assert site.look(1) == UNWATCHED_SECONDS, "no watch tells of it"
+    assert len(site.api.told("PATCH")) - writes <= 1
+    assert not len(site.stores.jobs), "nor would one say that it has gone"
+    made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
+    assert made == ["tiny-preflight-a1"]
+    begun_anew(site, spec={**site.api.run["spec"], "suspend": True})
+    site.look(1)
+    site.look(5)
+    assert site.deletions, "suspended: nothing of it runs"
+
+
+def test_a_job_that_is_taken_from_the_run_is_told_and_its_pods_are_waited_for() -> None:
+    site = Site()
+    site.api.answers["GET", JOB] = unlabelled(site, ownerReferences=[])
+    site.look(1)
+    site.look(120)
+    told = site.api.told("PATCH")[-1].body[1]["value"]
+    ready = next(entry for entry in told["conditions"] if entry["type"] == "Ready")
+    assert "Job tiny-preflight-a1 is no longer this run's" in ready["message"]
+    made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
+    assert made == ["tiny-preflight-a1"]
+    assert site.deletions == []
+
+
+def test_pods_that_were_never_started_are_waited_for_too() -> None:
+    site = Site()
+    pod = pod_object(state={"waiting": {"reason": "ContainerCreating"}}, phase="Pending")
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    site.tell(site.stores.pods, pod)
+    site.api.answers["GET", JOB] = refusal(404)
+    site.stores.jobs.discard(site.versioned(site.job))
+    site.look(1)
+    site.look(60)
+    made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
+    assert made == ["tiny-preflight-a1"]
+
+
+@pytest.mark.parametrize("uri", ["s3://old//x", "s3://old/x//"])
+def test_slashes_too_many_are_no_other_storage(uri: str) -> None:
+    """The trainer leaves them out of what it reports."""
+    site = Site(ClusterDefaults(trainer_image="x", storage_uri=uri))
+    artifact = {"name": "preflight", "uri": "s3://old/x/a", "digest": "sha256:" + "0" * 64}
+    status = {
+        "phase": "Running",
+        "startTime": "2026-01-01T00:00:00Z",
+        "stages": [{"name": "preflight", "phase": "Succeeded", "artifacts": [artifact]}],
+    }
+    spec = {name: value for name, value in site.api.run["spec"].items() if name != "storage"}
+    site.stores.jobs.discard(site.versioned(site.job))
+    begun_anew(site, spec=spec, status=status)
+    site.look(1)
+    made = [call.body["metadata"]["name"] for call in site.api.told("POST") if call.body["kind"] == "Job"]
+    assert made[-1] == "tiny-pretrain-a1"

@@ -83,3 +83,13 @@ def test_a_run_is_remembered_without_what_only_the_api_server_needs() -> None:
     assert (body["spec"], body["status"], body["kind"]) == (obj["spec"], obj["status"], obj["kind"])
     assert body["metadata"].keys() == {"name", "namespace", "uid", "generation", "resourceVersion"}
     assert read_run({**obj, "spec": {}, "status": {}}).phase is None
+
+
+def test_what_failed_before_the_trainer_is_named() -> None:
+    found = pod_object(phase="Failed")
+    found["status"]["initContainerStatuses"] = [
+        {"name": "fetch", "state": {"terminated": {"exitCode": 0}}},
+        {"name": "mesh", "state": {"terminated": {"exitCode": 3}}},
+    ]
+    assert read_pod(found).init_failed == "its init container mesh ended with 3"
+    assert read_pod(pod_object()).init_failed == ""

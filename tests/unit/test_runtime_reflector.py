@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from comd_operator.runtime import reflector as module
 from comd_operator.runtime.api import ApiError
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.reflector import Reflector
+from comd_operator.runtime.reflector import Reflector, Reminder
 from comd_operator.runtime.store import Store
 from tests.unit.faulty_api import (
     Fault,
@@ -27,6 +28,11 @@ from tests.unit.faulty_api import (
     stream,
     write_kubeconfig,
 )
+
+
+async def unknown(_request: web.Request) -> web.StreamResponse:
+    """As the API server answers of a kind that it does not have."""
+    return web.Response(status=404, text="404 page not found\n")
 
 
 class World:
@@ -251,6 +257,33 @@ def test_a_first_list_that_fails_is_tried_again(play: Play, name: str) -> None:
         assert 1 <= len(world.pauses) <= len(FAULTS[name]), "a dropped connection is tried again by aiohttp itself"
 
     play(scenario, prepare)
+
+
+def test_a_resource_that_the_server_does_not_have_is_waited_for(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """Said once a minute, not with each try, and without the empty line that the server's words end in."""
+    time_of_day = [0.0]
+    not_installed = Reminder("things are not installed; waiting for them", clock=lambda: time_of_day[0])
+
+    async def prepare(server: FaultyServer) -> None:
+        await three(server)
+        server.list_faults = [unknown] * 6
+
+    async def scenario(world: World) -> None:
+        await world.until(lambda: len(world.pauses) == 4)
+        time_of_day[0] = 60.0
+        await world.reflector.synced.wait()
+        assert world.names() == {"a", "b", "c"}
+
+    play(scenario, prepare, unknown=not_installed)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        not_installed.sentence
+    ] * 2
+
+
+def test_what_a_server_says_has_no_lines() -> None:
+    assert str(ApiError.of({"reason": "NotFound", "message": "404 page not found\n"}, status=404)) == (
+        "404 NotFound: 404 page not found"
+    )
 
 
 def test_it_is_not_synced_before_a_list_is_complete(play: Play) -> None:

@@ -17,10 +17,29 @@ def started(*command: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+def write_kubeconfig(folder: Path) -> Path:
+    """Of a server where nobody answers."""
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(
+        '{"apiVersion": "v1", "kind": "Config", "current-context": "x", "users": [{"name": "x", "user": {}}], '
+        '"clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:9"}}], '
+        '"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]}'
+    )
+    return kubeconfig
+
+
 def test_without_a_way_to_an_api_server(tmp_path: Path) -> None:
     done = started("comd_operator", "operator", KUBECONFIG=str(tmp_path / "none"))
     assert done.returncode == 64, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("comd: no way to an API server")
+    assert [line.partition(":")[:1] for line in done.stderr.splitlines()] == [("comd",)], "one line, and no traceback"
+    assert done.stderr.startswith("comd: no way to an API server")
+
+
+def test_a_context_that_is_not_there(tmp_path: Path) -> None:
+    kubeconfig = write_kubeconfig(tmp_path)
+    done = started("comd_operator", "operator", "--context", "nope", KUBECONFIG=str(kubeconfig))
+    assert done.returncode == 64, done.stderr
+    assert done.stderr == f"comd: --context: there is no context nope in {kubeconfig}; it has: x\n"
 
 
 def test_under_kopf_run() -> None:
@@ -30,12 +49,7 @@ def test_under_kopf_run() -> None:
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(
-        '{"apiVersion": "v1", "kind": "Config", "current-context": "x", "users": [{"name": "x", "user": {}}], '
-        '"clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:9"}}], '
-        '"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]}'
-    )
+    kubeconfig = write_kubeconfig(tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -44,4 +58,4 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
             "comd_operator", "operator", "--address", "127.0.0.1", "--port", number, KUBECONFIG=str(kubeconfig)
         )
     assert done.returncode == 64, done.stderr
-    assert f"--port: {number}" in done.stderr.splitlines()[-1]
+    assert done.stderr == f"comd: --port: {number} is taken; give --port another number, or 0\n"

@@ -8,7 +8,7 @@ import pytest
 
 from comd_api.run import DistillationRun
 from comd_api.status import RunStatus
-from comd_operator.planner import job_manifest, plan_job, service, stage_config
+from comd_operator.planner import job_manifest, labels, plan_job, service, stage_config
 from comd_operator.policies.children import Child
 from comd_operator.policies.events import Event
 from comd_operator.runtime.api import Api, ApiError
@@ -60,9 +60,27 @@ def create(answers: dict[tuple[str, str], Any], run: DistillationRun = RUN) -> t
 
 
 def test_a_job_is_made_once() -> None:
-    made, api = create({("POST", JOBS): owned_by(UID)})
-    assert made == owned_by(UID)
+    made, api = create({})
+    assert made == MANIFEST
     assert api.calls == [("POST", JOBS, MANIFEST)]
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [({labels.MANAGED_BY: "platform"}, "came back with app.kubernetes.io/managed-by=platform"), ({}, "without it")],
+)
+def test_a_job_whose_label_is_changed_when_it_is_made_is_taken_back(own: dict[str, str], says: str) -> None:
+    """No watch would tell of it."""
+    changed = owned_by(UID)
+    changed["metadata"]["labels"] = own
+    error, api = create({("POST", JOBS): changed})
+    assert isinstance(error, ObstacleError)
+    assert error.obstacle.reason == "LabelChanged"
+    assert "label app.kubernetes.io/managed-by=comd-operator" in str(error)
+    assert says in str(error)
+    assert "policy engine" in str(error)
+    (deletion,) = api.told("DELETE")
+    assert (deletion.path, deletion.body["preconditions"]) == (JOB, {"uid": "job-uid"})
 
 
 def test_a_job_that_was_made_before_we_were_killed_is_ours() -> None:

@@ -1,5 +1,6 @@
 """What a Job is told: everything it needs, so that it asks nobody."""
 
+from comd_api.artifact import root_of
 from comd_api.profile import resolve
 from comd_api.run import DistillationRun
 from comd_api.stage import StageConfig
@@ -34,7 +35,7 @@ def moved_storage(run: DistillationRun) -> str | None:
     """Why a run that was begun can't go on, when its artifacts lie elsewhere now: the operator's default was changed, or a store of its
     own that the run leaves out. One sentence; None when all is well."""
     assert run.spec.storage is not None, "storage is known before anything is planned"
-    here = run.spec.storage.uri.rstrip("/") + "/"
+    here = root_of(run.spec.storage.uri) + "/"
     begun = [ref.uri for stage in (run.status or RunStatus()).stages for ref in stage.artifacts]
     elsewhere = next((uri for uri in begun if not uri.startswith(here)), None)
     if elsewhere is None:

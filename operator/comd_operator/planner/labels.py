@@ -1,5 +1,8 @@
 """How children are told apart: by labels, of which one finds all of them on the server's side."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from comd_api import GROUP
 from comd_api.run import DistillationRun
 from comd_operator.planner.jobs import JobPlan
@@ -19,6 +22,8 @@ SCHEDULE = f"{GROUP}/schedule"
 """A label of runs that a schedule has made: its name."""
 SLOT = f"{GROUP}/slot"
 """An annotation: when the run was to start."""
+CONTENT = f"{GROUP}/content"
+"""An annotation: a hash of what of the run's spec a Job was made of (`planner.content`)."""
 
 RUN, RUN_UID, STAGE, ROUND, ATTEMPT, JOB_INDEX = (
     f"{GROUP}/{name}" for name in ("run", "run-uid", "stage", "round", "attempt", "job-index")
@@ -47,3 +52,8 @@ def of_job(run: DistillationRun, job: JobPlan) -> dict[str, str]:
         JOB_INDEX: str(job.job_index),
         **({ROUND: number} if number != job.stage else {}),
     }
+
+
+def is_watched(obj: Mapping[str, Any]) -> bool:
+    """Whether the watches tell of an object: its label may have been changed, at once or later, by a policy engine or by hand."""
+    return (obj["metadata"].get("labels") or {}).get(MANAGED_BY) == OPERATOR_NAME

@@ -15,6 +15,7 @@ from comd_api.roles import SecretKeyRef
 from comd_api.run import CABundleSource, DistillationRun, RunSpec
 from comd_api.stage import StageConfig
 from comd_operator.planner import labels
+from comd_operator.planner.content import content_mark
 from comd_operator.planner.defaults import RENDEZVOUS_PORT, TRAINER_PORT
 from comd_operator.planner.jobs import JobPlan
 
@@ -100,7 +101,10 @@ def job_manifest(run: DistillationRun, job: JobPlan, config: StageConfig) -> dic
             "name": job.name,
             "namespace": run.metadata.namespace,
             "labels": {**own, **queueing},
-            "annotations": {labels.GENERATION: str(run.metadata.generation)},
+            "annotations": {
+                labels.GENERATION: str(run.metadata.generation),
+                labels.CONTENT: content_mark(run.spec),
+            },
             "ownerReferences": [owner(run)],
         },
         "spec": {

@@ -27,6 +27,8 @@ class Child:
     uid: str | None = None
     generation: int | None = None
     """Of the run that it was made for, where its body notes that."""
+    content: str | None = None
+    """What of the run's spec it was made of (`planner.content_mark`), where its body notes that."""
     created: datetime | None = None
     started: bool = True
     """Whether a container of it has run: a Job that was never started has not shown that it can be."""
@@ -48,16 +50,41 @@ class Child:
     """Its node does not answer, so that waiting for its pods to go would never end."""
     deleting: bool = False
     """On its way out."""
+    overdue: bool = False
+    """It should be gone by now."""
 
     @classmethod
     def of_pod(cls, name: str, *, uid: str) -> "Child":
         """A pod that outlives its Job, on its way out: nothing is begun beside it."""
         return cls(name=name, stage="", attempt=0, state="Running", uid=uid, deleting=True)
 
+    @classmethod
+    def estranged(cls, stage: StageStatus, name: str) -> "Child":
+        """A Job in flight from which somebody has taken that it is the run's: it is not ours to delete."""
+        words = f"Job {name} is no longer this run's: somebody has taken off or changed its owner reference"
+        return cls(
+            name=name, stage=stage.name, attempt=stage.attempt, state="Failed", exit_class="TryAgain", message=words
+        )
+
     @property
     def live(self) -> bool:
         """Whether pods of it may run or hold resources."""
         return self.lingers or self.state in ("Queued", "Running", "Finishing")
+
+
+def no_room(children: Sequence[Child]) -> bool:
+    """Whether something is left beside which no other Job is begun. Beside one that is finishing one is: no two, for pods of those may
+    go on for long."""
+    finishing = sum(child.state == "Finishing" for child in children)
+    return finishing > 1 or any(child.live and child.state != "Finishing" for child in children)
+
+
+def in_the_way(stage: StageStatus | None, children: Sequence[Child]) -> Child | None:
+    """What a stage of which nothing is under way waits for: of several the one that should be gone by now."""
+    if stage is None or ledger.in_flight(stage):
+        return None
+    left = [child for child in children if child.live and child.state != "Finishing"]
+    return max(left, key=lambda child: child.overdue, default=None)
 
 
 def in_flight(stage: StageStatus | None, children: Sequence[Child]) -> Child | None:

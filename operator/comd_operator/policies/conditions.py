@@ -9,7 +9,7 @@ from comd_api.run import DistillationRun
 from comd_api.status import Condition, RunPhase, RunStatus
 from comd_operator.policies import ledger, stages
 from comd_operator.policies.clock import to_text
-from comd_operator.policies.hold import Hold
+from comd_operator.policies.hold import Hold, with_next_attempt
 
 TRUE_TYPES: dict[RunPhase, tuple[str, ...]] = {
     "Pending": ("Reconciling",),
@@ -36,7 +36,8 @@ def conditions(
     hold: Hold | None = None,
     suspended_because: str | None = None,
 ) -> list[Condition]:
-    """All conditions of a run whose phase and ledger are settled. One whose status did not flip keeps its time."""
+    """All conditions of a run whose phase and ledger are settled. One whose status did not flip keeps its time. All have the reason;
+    the message stands in those that are true and in `Ready`, for `Failed=False` with an error's words reads as a failure."""
     reason, message = _why(run, status, hold=hold, suspended_because=suspended_because)
     true_types = TRUE_TYPES[status.phase]
     if status.phase == "Stalled" and hold is not None and hold.queued:
@@ -89,7 +90,7 @@ def condition(
         type=kind,
         status=status,
         reason=reason,
-        message=message,
+        message=message if status == "True" or kind == "Ready" else "",
         last_transition_time=to_text(now) if flipped or old is None else old.last_transition_time,
         observed_generation=generation,
     )
@@ -116,17 +117,22 @@ def _why(
             return "Suspended", "spec.suspend is true"
         case "Queued" | "Stalled":
             assert hold is not None, "it is in this phase because of it"
-            return hold.reason[:MAX_REASON], hold.message[:MAX_MESSAGE]
+            message = hold.message[:MAX_MESSAGE]
+            if hold.reason == "CannotStart" and stage is not None:
+                message = with_next_attempt(message, stage)
+            return hold.reason[:MAX_REASON], message
         case "Running":
             if stage is None:
                 return "Running", "between two stages"
+            if hold is not None:
+                return hold.reason, hold.message[:MAX_MESSAGE]
             if stage.phase == "Retrying":
-                return (
-                    "Retrying",
-                    f"{stage.name}: attempt {stage.attempt} ended with {stage.exit_class}: "
-                    f"{stage.message or 'no reason was given'}",
+                ended = (
+                    f"attempt {stage.attempt} ended with {stage.exit_class}: {stage.message or 'no reason was given'}"
                 )
-            return "Running", f"{stage.name}, attempt {stage.attempt}{_findings(status)}"[:MAX_MESSAGE]
+                return "Retrying", with_next_attempt(f"{stage.name}: {ended}", stage)
+            stops = f"; will be suspended when {stage.name} has ended" if run.spec.suspend else ""
+            return "Running", f"{stage.name}, attempt {stage.attempt}{stops}{_findings(status)}"[:MAX_MESSAGE]
 
 
 def _findings(status: RunStatus) -> str:

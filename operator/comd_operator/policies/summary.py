@@ -43,7 +43,7 @@ def phase_of(spec: RunSpec, status: RunStatus, *, paused: bool, hold: Hold | Non
         return "Succeeded"
     if paused:
         return "Suspended"
-    if hold is not None:
+    if hold is not None and (hold.stalled or hold.queued):
         return "Stalled" if hold.stalled else "Queued"
     return "Running" if status.start_time is not None else "Pending"
 

@@ -63,7 +63,7 @@ class ApiError(Exception):
         return cls(
             status=status,
             reason=str(told.get("reason") or "Unknown"),
-            message=str(told.get("message") or ""),
+            message=str(told.get("message") or "").strip(),
             retry_after=retry_after,
         )
 

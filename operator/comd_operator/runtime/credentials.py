@@ -35,6 +35,11 @@ async def load(*, context: str | None = None) -> Configuration:
         except config.ConfigException:
             pass
     file = _kubeconfig()
+    if not any(Path(part).exists() for part in file.split(os.pathsep)):
+        raise UserError(
+            f"no way to an API server: there is no service account here, and no kubeconfig {file}; set KUBECONFIG, or run in a pod"
+        )
+    _check_context(context, file)
     try:
         loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
             config_file=file, context=context, client_configuration=configuration, persist_config=False
@@ -74,6 +79,19 @@ def own_namespace() -> str | None:
 
 def _kubeconfig() -> str:
     return os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+
+
+def _check_context(context: str | None, file: str) -> None:
+    """Raises UserError: the file has others. What else is wrong with it is said by who loads it."""
+    if not context:
+        return
+    try:
+        known, _ = config.list_kube_config_contexts(config_file=file)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError):
+        return
+    names = [entry["name"] for entry in known]
+    if context not in names:
+        raise UserError(f"--context: there is no context {context} in {file}; it has: {', '.join(names)}")
 
 
 class _Plugin:

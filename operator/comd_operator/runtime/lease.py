@@ -172,7 +172,7 @@ class Lease:
         holder = str(spec.get("holderIdentity"))
         if holder != self._holder:
             self._holder = holder
-            log.info("the Lease %s/%s is held by %s", self._namespace, self._name, holder)
+            log.info("the Lease %s/%s is held by %s; standing by", self._namespace, self._name, holder)
         return False
 
     def _is_free(self, lease: dict[str, Any]) -> bool:

@@ -6,19 +6,23 @@ where they are gone in the Job's message, which names the rule that matched.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from comd_api.stage import StageResult
 from comd_api.status import ExitClass
 from comd_operator.policies.children import Child, ChildState
+from comd_operator.policies.kubelet import waiting_words
 from comd_operator.policies.outcome import outcome, parse_result
 from comd_operator.policies.queue import Wait
+from comd_operator.runtime.placing import Held, held, podless_key, speaks_in
 from comd_operator.runtime.records import JobRecord, PodRecord
 
 LOST_SECONDS = 30.0
 """A pod that was to be gone for so long, and whose container has not been seen to end, is on a node that does not answer."""
+OUTLIVED_SECONDS = 15.0
+"""A pod whose trainer has ended for so long, and that has not, has another container that lives on: one that was put into it."""
 UNSTARTABLE = frozenset(
     {
         "CreateContainerConfigError",
@@ -46,8 +50,6 @@ _CLASS_OF_RULE: dict[str, ExitClass] = {"0": "TryAgain", "1": "UserError", "2": 
 """As `planner.manifests` puts the rules in order."""
 _HEARSAY = re.compile(r"node \d+ of \d+ \(counted from 0\) (ended the stage: |does not answer)")
 """In a trainer's words for an end that was another node's doing."""
-_NO_NODES = "no nodes available"
-_ALL_NODES = re.compile(r"preemption: 0/(\d+) nodes are available: (?:\d+ [^,]*, )*(\d+) Preemption is not helpful")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,11 @@ def observe(
     wait: Wait | None,
     progress: str | None,
     patience: Patience,
+    ages: Mapping[str, float],
     now: datetime,
 ) -> Child:
     """wait: words of the queue or of the Job's events, where they were asked for. pods: those of the run; others' are passed
-    over."""
+    over. ages: of what is `timed`."""
     own = [pod for pod in pods if pod.job_uid == job.uid]
     child = Child(
         name=job.name,
@@ -77,32 +80,63 @@ def observe(
         state="Running",
         uid=job.uid,
         generation=job.generation,
+        content=job.content,
         created=job.created,
         started=len({pod.index for pod in own if pod.started and pod.exit_reason not in NEVER_RAN}) >= job.nodes,
         deleting=job.deleting is not None,
+        overdue=job.deleting is not None and now - job.deleting >= timedelta(seconds=_leave_seconds(own, patience)),
     )
     if job.ended == "Complete":
         return _completed(replace(child, finished=job.ended_at), own)
     if job.ended == "Failed":
         return _failed(replace(child, state="Failed", finished=job.ended_at), job, own)
-    lost = next((pod for pod in own if _is_lost(pod, now)), None)
+    lost = next((pod for pod in own if _is_lost(pod, ages)), None)
     if job.suspended and (job.deleting is None or lost is None):
         wait = wait or Wait(reason="Suspended", message=_suspended_by(job))
         return replace(child, state="Queued", wait=wait, preempted=_ran_before(job))
+    if ages.get(_outlived_key(job), 0.0) >= OUTLIVED_SECONDS:
+        return _outlived(child, job, own)
     finished = _finishing(job, own) if job.deleting is None else None
     if finished is not None:
         return replace(child, state="Finishing", result=finished[0], finished=finished[1])
     if lost is not None:
         message = f"node {lost.node} does not answer any more"
         return replace(child, state="Failed", exit_class="TryAgain", message=message, lingers=True, lost=True)
-    return _starting(child, job, own, wait=wait, patience=patience, now=now) or replace(child, progress=progress)
+    kept = held(job, own, wait=wait, ages=ages, patience_seconds=patience.start_seconds, now=now)
+    return _starting(child, job, own, kept) or replace(child, progress=progress)
+
+
+def timed(jobs: Sequence[JobRecord], pods: Sequence[PodRecord]) -> list[str]:
+    """What is to be counted by our own clock, as keys: pods that were told to go (their uid), Jobs whose trainers have ended though
+    their pods have not, and Jobs without pods."""
+    keys = [pod.uid for pod in pods if pod.deleting is not None and pod.exit_code is None]
+    for job in jobs:
+        own = [pod for pod in pods if pod.job_uid == job.uid]
+        if job.ended is not None or job.deleting is not None or job.suspended:
+            continue
+        if not own and job.started is not None:
+            keys.append(podless_key(job))
+        lasting = [pod for pod in own if pod.phase not in ("Succeeded", "Failed")]
+        ended = {pod.index for pod in own if pod.exit_code is not None}
+        if lasting and all(pod.exit_code is not None for pod in lasting) and len(ended) >= job.nodes:
+            keys.append(_outlived_key(job))
+    return keys
+
+
+def _outlived_key(job: JobRecord) -> str:
+    return f"{job.uid}/outlived"
+
+
+def _leave_seconds(pods: Sequence[PodRecord], patience: Patience) -> float:
+    """How long a Job that was told to go may take for it before somebody is asked to look."""
+    return patience.start_seconds + max((pod.grace_seconds for pod in pods), default=0.0)
 
 
 def left_behind(
-    pods: Sequence[PodRecord], jobs: Sequence[JobRecord], *, namespace: str, now: datetime
+    pods: Sequence[PodRecord], jobs: Sequence[JobRecord], *, namespace: str, ages: Mapping[str, float]
 ) -> list[PodRecord]:
-    """Pods whose Job is gone, and that still run: whoever deletes a Job without waiting leaves them to save and to end. Pods that no
-    Job controls, or elsewhere, only carry our labels."""
+    """Pods whose Job is gone, or is not this run's any more, and that run or may be started: whoever deletes a Job without waiting
+    leaves them to save and to end. Pods that no Job controls, or elsewhere, only carry our labels."""
     known = {job.uid for job in jobs}
     return [
         pod
@@ -110,29 +144,34 @@ def left_behind(
         if pod.job_uid is not None
         and pod.namespace == namespace
         and pod.job_uid not in known
-        and pod.started
         and pod.exit_code is None
         and pod.phase not in ("Succeeded", "Failed")
-        and not _is_lost(pod, now)
+        and not _is_lost(pod, ages)
     ]
 
 
 def next_look(
-    job: JobRecord, pods: Sequence[PodRecord], *, wait: Wait | None, patience: Patience, now: datetime
+    job: JobRecord,
+    pods: Sequence[PodRecord],
+    *,
+    wait: Wait | None,
+    patience: Patience,
+    ages: Mapping[str, float],
+    now: datetime,
 ) -> float | None:
     """Seconds until time alone changes what is observed: a node counts as lost, patience is over. Nobody sends an event of that."""
     if job.ended is not None or (job.suspended and job.deleting is None):
         return None
     own = [pod for pod in pods if pod.job_uid == job.uid]
-    moments = [
-        pod.deleting + timedelta(seconds=LOST_SECONDS)
-        for pod in own
-        if pod.deleting is not None and pod.exit_code is None
-    ]
-    held = _held(job, own, wait=wait)
-    if held is not None and held[0].stuck and job.deleting is None:
-        moments.append(held[1] + timedelta(seconds=patience.start_seconds))
-    left = [(moment - now) / timedelta(seconds=1) for moment in moments]
+    left = [pod.grace_seconds + LOST_SECONDS - ages[pod.uid] for pod in own if pod.uid in ages]
+    if job.deleting is not None:
+        left.append(_leave_seconds(own, patience) - (now - job.deleting) / timedelta(seconds=1))
+    else:
+        kept = held(job, own, wait=wait, ages=ages, patience_seconds=patience.start_seconds, now=now)
+        outlived = ages.get(_outlived_key(job))
+        waits = [kept.gives_up_in, kept.changes_in] if kept else [speaks_in(job, own, wait=wait, ages=ages, now=now)]
+        left += [seconds for seconds in waits if seconds is not None]
+        left += [OUTLIVED_SECONDS - outlived] if outlived is not None else []
     return min((seconds for seconds in left if seconds > 0), default=None)
 
 
@@ -159,6 +198,17 @@ def _finishing(job: JobRecord, pods: Sequence[PodRecord]) -> tuple[StageResult, 
         return None
     times = [pod.finished for pod in ended if pod is not None and pod.finished is not None]
     return result, max(times, default=None)
+
+
+def _outlived(child: Child, job: JobRecord, pods: Sequence[PodRecord]) -> Child:
+    """By how the trainers ended: the Job may never end, as another container in their pods does not. It is to be deleted, so that
+    this gives back what it holds."""
+    ended = [_of_index(pods, index) for index in range(job.nodes)]
+    child = replace(child, finished=max((pod.finished for pod in ended if pod and pod.finished), default=None))
+    well = all(pod is not None and pod.exit_code == 0 for pod in ended)
+    return replace(
+        _completed(child, pods) if well else _failed(replace(child, state="Failed"), job, pods), lingers=True
+    )
 
 
 _Account = tuple[int, ExitClass, str, StageResult | None]
@@ -233,7 +283,9 @@ def _account(pod: PodRecord) -> _Account:
     if pod.exit_reason in NEVER_RAN:
         return _BLAME["CannotStart"], "CannotStart", f"{pod.exit_reason}: {pod.exit_message}", None
     if pod.exit_code is None:
-        return _BLAME["TryAgain"], "TryAgain", f"pod {pod.name} failed before its container had run", None
+        why = pod.init_failed or "nobody says why"
+        words = f"pod {pod.name} failed before its trainer was started: {why}"
+        return _BLAME["CannotStart"], "CannotStart", words, None
     found = outcome(code=pod.exit_code, termination_message=pod.exit_message, tail=_lines(pod), stop_asked=False)
     blame = _BLAME.get(found.exit_class, _BLAME["Failed"])
     if found.exit_class == "TryAgain" and _tells_hearsay(pod):
@@ -248,41 +300,16 @@ def _memory_words(pod: PodRecord) -> str:
     )
 
 
-def _starting(
-    child: Child,
-    job: JobRecord,
-    pods: Sequence[PodRecord],
-    *,
-    wait: Wait | None,
-    patience: Patience,
-    now: datetime,
-) -> Child | None:
+def _starting(child: Child, job: JobRecord, pods: Sequence[PodRecord], kept: Held | None) -> Child | None:
     """What keeps pods from running, if anything does. Of a Job on its way out nothing is given up any more."""
     broken = next((pod for pod in pods if _is_unstartable(pod) and pod.deleting is None), None)
     if broken is not None and job.deleting is None:
-        return _given_up(child, f"{broken.waiting_reason}: {broken.waiting_message}")
-    held = _held(job, pods, wait=wait)
-    if held is None:
+        return _given_up(child, waiting_words(broken.waiting_reason, broken.waiting_message))
+    if kept is None:
         return None
-    words, since = held
-    if words.stuck and job.deleting is None and (now - since) / timedelta(seconds=1) >= patience.start_seconds:
-        return _given_up(child, f"{words.reason}: {words.message}")
-    return replace(child, state="Queued", wait=words)
-
-
-def _held(job: JobRecord, pods: Sequence[PodRecord], *, wait: Wait | None) -> tuple[Wait, datetime] | None:
-    """What a Job's pods wait for that are to be placed or made, and since when."""
-    for pod in pods:
-        if pod.unschedulable is not None:
-            words = Wait(reason="Unschedulable", message=pod.unschedulable, stuck=no_node_could(pod.unschedulable))
-            return words, pod.unschedulable_since or job.created
-    nothing_runs = not any(pod.started for pod in pods)
-    return (wait, since_when(job, pods)) if wait is not None and nothing_runs else None
-
-
-def since_when(job: JobRecord, pods: Sequence[PodRecord]) -> datetime:
-    """Since when a Job of which nothing runs has been free to: its pods have their nodes, it was admitted, it was made."""
-    return max((pod.placed for pod in pods if pod.placed is not None), default=None) or job.started or job.created
+    if kept.gives_up_in is not None and kept.gives_up_in <= 0 and job.deleting is None:
+        return _given_up(child, f"{kept.wait.reason}: {kept.wait.message}")
+    return replace(child, state="Queued", wait=kept.wait)
 
 
 def _is_unstartable(pod: PodRecord) -> bool:
@@ -294,16 +321,11 @@ def _given_up(child: Child, message: str) -> Child:
     return replace(child, state="Failed", exit_class="CannotStart", message=message, lingers=True)
 
 
-def no_node_could(message: str) -> bool:
-    """Whether the scheduler says of every node that making room on it would not help: none is of the right kind or size."""
-    found = _ALL_NODES.search(message)
-    return message.startswith(_NO_NODES) or (found is not None and found.group(1) == found.group(2))
-
-
-def _is_lost(pod: PodRecord, now: datetime) -> bool:
-    """`deletionTimestamp` is when it should be gone, grace included."""
-    gone_by = pod.deleting
-    return gone_by is not None and pod.exit_code is None and (now - gone_by) / timedelta(seconds=1) >= LOST_SECONDS
+def _is_lost(pod: PodRecord, ages: Mapping[str, float]) -> bool:
+    """By our own clock, from when its deletion was seen first: by the server's, which may be behind, a pod that still saves would
+    count as lost."""
+    going = ages.get(pod.uid)
+    return going is not None and pod.exit_code is None and going >= pod.grace_seconds + LOST_SECONDS
 
 
 def _ran_before(job: JobRecord) -> bool:

@@ -22,11 +22,13 @@ from comd_operator.runtime.api import ApiError
 from comd_operator.runtime.logcontext import at
 from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe, since_when
+from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe, timed
+from comd_operator.runtime.placing import since_when
 from comd_operator.runtime.parsing import UnreadableError, parse
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, ScheduleRecord, read_job
 from comd_operator.runtime.second_look import SecondLook, ends_are_told
+from comd_operator.runtime.since import Since
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
 from comd_operator.runtime.writes import MOST_WORDS, REFUSAL_SECONDS, GoneError, ObstacleError, Writer
@@ -39,6 +41,8 @@ STARTING_SECONDS = 20.0
 """So is a pod that has a node and does not start on it: what it mounts may not be there."""
 FAILING_SECONDS = 10.0
 """A Job that can't be made for so long is told of, whatever the reason."""
+UNWATCHED_SECONDS = 5.0
+"""A Job that our label was taken off is asked for so often: no watch tells of it."""
 GONE_SECONDS = 30.0
 """What the server says is gone is looked at again, should the watch not have told by then: the kind itself may have been away."""
 _BEFORE_IT_STARTS = ("", "ContainerCreating", "PodInitializing")
@@ -79,6 +83,7 @@ class Reconciler:
     """Since when a run's Job could not be made, for reasons that may pass."""
     _problems: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     """Of each run: a generation, and what is wrong with it."""
+    _since: Since = field(default_factory=Since)
 
     async def reconcile(self, uid: str) -> float | None:
         """Brings one run a step further. Returns the seconds after which it is to be looked at again, if ever.
@@ -131,30 +136,29 @@ class Reconciler:
                 log.info("deleting Job %s", child.name)
                 going = await self.writer.delete_job(child, namespace=run.metadata.namespace)
                 if going is not None:
-                    self.stores.jobs.put(going)  # else it is deleted again before the watch has told
+                    self._keep(going)  # else it is deleted again before the watch has told
         return min((seconds for seconds in (decision.requeue_after, look) if seconds is not None), default=None)
 
     async def _children(self, run: DistillationRun) -> tuple[list[Child], float | None]:
         """The run's Jobs as they are, and in how many seconds they are worth a look though nothing is told of them."""
         assert run.metadata.uid is not None, "the API server gives every object one"
         stage = ledger.current(run.status or RunStatus())
-        if stage is not None and ledger.in_flight(stage):
-            await self._look_twice(run, stage)
+        jobs, children = await self._jobs(run, stage)
+        looks = [UNWATCHED_SECONDS for job in jobs if self.stores.jobs.get(job.namespace, job.name) is None][:1]
         pods, namespace, now = self.stores.pods.of(run.metadata.uid), run.metadata.namespace, self.now()
-        jobs = self.stores.jobs.of(run.metadata.uid)
+        ages = self._since.ages(run.metadata.uid, timed(jobs, pods), clock=self.clock())
         self.progress.keep_only({job.uid for job in jobs}, run_uid=run.metadata.uid)
-        children = [
-            Child.of_pod(pod.name, uid=pod.uid) for pod in left_behind(pods, jobs, namespace=namespace, now=now)
-        ]
-        looks = [LOST_SECONDS] if children else []
+        left = left_behind(pods, jobs, namespace=namespace, ages=ages)
+        children += [Child.of_pod(pod.name, uid=pod.uid) for pod in left]
+        looks += [LOST_SECONDS] if left else []
         for job in jobs:
             own = [pod for pod in pods if pod.job_uid == job.uid]
             current = stage is not None and stage.job_uid == job.uid
             wait, pause = await self._wait(job, own, now=now)
             looks += [pause] if pause is not None else []
             text = self.progress.of(job.uid) or (run.status.progress if run.status and current else None)
-            child = observe(job, own, wait=wait, progress=text, patience=self.patience, now=now)
-            look = next_look(job, own, wait=wait, patience=self.patience, now=now)
+            child = observe(job, own, wait=wait, progress=text, patience=self.patience, ages=ages, now=now)
+            look = next_look(job, own, wait=wait, patience=self.patience, ages=ages, now=now)
             looks += [look] if look is not None else []
             if child.wait is not None and child.wait.reason == "Unschedulable":
                 steady, newer = self.words.steady(job.uid, child.wait, clock=self.clock())
@@ -186,19 +190,32 @@ class Reconciler:
             return None, None  # What the scheduler or the kubelet says of it stands in the pod itself.
         return await self.words.of(job, None if job.suspended else placed, clock=self.clock(), now=now)
 
-    async def _look_twice(self, run: DistillationRun, stage: StageStatus) -> None:
-        """At what the watches have yet to tell of the Job in flight."""
-        uid, name = str(run.metadata.uid), str(stage.job_name)
-        job = next((job for job in self.stores.jobs.of(uid) if job.name == name), None)
-        if job is None:
-            found = await self.second_look.job(namespace=run.metadata.namespace, name=name)
-            if found is None or read_job(found).owner != uid:
-                return
-            job = read_job(found)
-            self.stores.jobs.put(found)
-        if not ends_are_told(job, self.stores.pods.of(uid)):
-            for pod in await self.second_look.pods(job):
+    async def _jobs(self, run: DistillationRun, stage: StageStatus | None) -> tuple[list[JobRecord], list[Child]]:
+        """The run's Jobs, those too that no watch tells of: yet, or since somebody has changed our label on them. And, as a child, what
+        is no longer this run's of what the ledger says is in flight."""
+        uid, namespace = str(run.metadata.uid), run.metadata.namespace
+        jobs, estranged = self.stores.jobs.of(uid), []
+        in_flight = stage.job_name if stage is not None and ledger.in_flight(stage) else None
+        left = left_behind(self.stores.pods.of(uid), jobs, namespace=namespace, ages={})
+        names = {in_flight, *(pod.job_name for pod in left)} - {None, *(job.name for job in jobs)}
+        for name in sorted(filter(None, names)):
+            found = await self.second_look.job(namespace=namespace, name=name)
+            job = read_job(found) if found is not None else None
+            if found is not None and job is not None and job.owner == uid:
+                self._keep(found)
+                jobs.append(job)
+            elif job is not None and stage is not None and name == in_flight:
+                estranged.append(Child.estranged(stage, name))
+        current = next((job for job in jobs if job.name == in_flight), None)
+        if current is not None and not ends_are_told(current, self.stores.pods.of(uid)):
+            for pod in await self.second_look.pods(current):
                 self.stores.pods.put(pod)
+        return jobs, estranged
+
+    def _keep(self, job: dict[str, Any]) -> None:
+        """Only what the watch tells of as well: of anything else nobody would ever say that it has ended or is gone."""
+        if labels.is_watched(job):
+            self.stores.jobs.put(job)
 
     def _obstacle(self, run: DistillationRun) -> Obstacle | None:
         words = self._problem(run)
@@ -252,7 +269,7 @@ class Reconciler:
             await self.writer.ensure_service(run)
         manifest = job_manifest(run, job, config)
         made = await self.writer.create_job(run, manifest)
-        self.stores.jobs.put(made)
+        self._keep(made)
         return made
 
     async def _write_status(self, run: DistillationRun, record: RunRecord, decision: Decision) -> None:
@@ -261,7 +278,7 @@ class Reconciler:
         written = await self.writer.write_status(
             run.metadata, decision.status, resource_version=record.resource_version
         )
-        self._keep(written, record)
+        self._keep_run(written, record)
         measure(self.metrics, run.status or RunStatus(), decision.status)
 
     async def _refuse(self, record: RunRecord, error: UnreadableError[Any]) -> None:
@@ -276,15 +293,15 @@ class Reconciler:
         if status == before:
             return
         written = await self.writer.write_status(error.metadata, status, resource_version=record.resource_version)
-        self._keep(written, record)
+        self._keep_run(written, record)
         await self._tell(error.metadata, Event(type="Warning", reason="InvalidSpec", message=str(error)))
 
-    def _keep(self, written: dict[str, Any], record: RunRecord) -> None:
+    def _keep_run(self, written: dict[str, Any], record: RunRecord) -> None:
         """What the watch has nothing to tell of any more: the run's schedule hears of it here."""
         self.on_change(self.stores.runs.put(written) - {record.uid})
 
     async def _tell(self, metadata: ObjectMeta, event: Event) -> None:
-        log.info("%s: %s", event.reason, event.message)
+        log.log(logging.WARNING if event.type == "Warning" else logging.INFO, "%s: %s", event.reason, event.message)
         self.metrics.events.labels(reason=event.reason).inc()
         await self.writer.tell(metadata, event, now=self.now())
 
@@ -292,6 +309,7 @@ class Reconciler:
         self._blocked.pop(uid, None)
         self._failing.pop(uid, None)
         self._problems.pop(uid, None)
+        self._since.forget(uid)
         self.progress.keep_only((), run_uid=uid)
         for job in self.stores.jobs.of(uid):
             self.words.forget(job.uid)

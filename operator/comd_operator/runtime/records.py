@@ -62,8 +62,12 @@ class JobRecord(Identity):
     attempt: int
     job_index: int
     nodes: int
+    parallelism: int
+    """`spec.parallelism`: as many pods as nodes, unless somebody has changed it."""
     generation: int | None
     """Of the run, when it was made for it."""
+    content: str | None
+    """What of the run's spec it was made of (`planner.labels.CONTENT`)."""
     created: datetime
     suspended: bool
     """`spec.suspend`: by Kueue when it has a queue, else by somebody."""
@@ -84,6 +88,7 @@ class JobRecord(Identity):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PodRecord(Identity):
     job_uid: str | None
+    job_name: str | None
     index: int
     phase: str
     reason: str
@@ -97,12 +102,16 @@ class PodRecord(Identity):
     unschedulable: str | None
     """The scheduler's words, while it finds no node."""
     unschedulable_since: datetime | None
+    gated: str | None
+    """Words for a scheduling gate, which keeps it from the scheduler."""
     disrupted: str | None
     """Reason of the condition `DisruptionTarget`: evicted, preempted, its node lost."""
     started: bool
     """The container has run."""
     waiting_reason: str
     waiting_message: str
+    init_failed: str
+    """Which container before the trainer's ended badly, and how; empty when none did."""
     exit_code: int | None
     exit_reason: str
     exit_message: str
@@ -138,6 +147,7 @@ def read_job(obj: dict[str, Any]) -> JobRecord:
     conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
     ended = next((kind for kind in ("Failed", "Complete") if conditions.get(kind, {}).get("status") == "True"), None)
     end = conditions.get(ended, {}) if ended else {}
+    notes = obj["metadata"].get("annotations") or {}
     suspension = conditions.get("Suspended", {})
     return JobRecord(
         **_identity(obj, owner=_controller(obj)),
@@ -145,7 +155,9 @@ def read_job(obj: dict[str, Any]) -> JobRecord:
         attempt=_int(own.get(labels.ATTEMPT)),
         job_index=_int(own.get(labels.JOB_INDEX)),
         nodes=spec.get("completions") or 1,
-        generation=_int((obj["metadata"].get("annotations") or {}).get(labels.GENERATION)) or None,
+        parallelism=spec.get("parallelism", 1),
+        generation=_int(notes.get(labels.GENERATION)) or None,
+        content=notes.get(labels.CONTENT),
         created=from_text(obj["metadata"]["creationTimestamp"]),
         suspended=bool(spec.get("suspend")),
         suspended_since=_time(suspension.get("lastTransitionTime")) if suspension.get("status") == "True" else None,
@@ -163,7 +175,8 @@ def read_pod(obj: dict[str, Any]) -> PodRecord:
     status, own = obj.get("status", {}), _labels(obj)
     conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
     placed = conditions.get("PodScheduled", {})
-    unschedulable = placed.get("status") == "False" and placed.get("reason") == "Unschedulable"
+    unplaced = placed.get("reason") if placed.get("status") == "False" else None
+    unschedulable = unplaced == "Unschedulable"
     disruption = conditions.get("DisruptionTarget", {})
     container: dict[str, Any] = next(
         (entry for entry in status.get("containerStatuses", []) if entry["name"] == CONTAINER), {}
@@ -173,6 +186,7 @@ def read_pod(obj: dict[str, Any]) -> PodRecord:
     return PodRecord(
         **_identity(obj, owner=own.get(labels.RUN_UID)),
         job_uid=_controller(obj),
+        job_name=own.get("batch.kubernetes.io/job-name"),
         index=_int(own.get("batch.kubernetes.io/job-completion-index")),
         phase=status.get("phase", "Pending"),
         reason=status.get("reason", ""),
@@ -183,15 +197,25 @@ def read_pod(obj: dict[str, Any]) -> PodRecord:
         placed=_time(placed.get("lastTransitionTime")) if placed.get("status") == "True" else None,
         unschedulable=placed.get("message", "") if unschedulable else None,
         unschedulable_since=_time(placed.get("lastTransitionTime")) if unschedulable else None,
+        gated=placed.get("message", "") if unplaced == "SchedulingGated" else None,
         disrupted=disruption.get("reason", "") if disruption.get("status") == "True" else None,
         started="running" in state or bool(ended),
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
+        init_failed=_failed_before(status),
         exit_code=ended.get("exitCode"),
         exit_reason=ended.get("reason", ""),
         exit_message=ended.get("message", ""),
         finished=_time(ended.get("finishedAt")),
     )
+
+
+def _failed_before(status: dict[str, Any]) -> str:
+    for entry in status.get("initContainerStatuses", []):
+        end = entry.get("state", {}).get("terminated", {})
+        if end.get("exitCode"):
+            return f"its init container {entry['name']} ended with {end['exitCode']}"
+    return ""
 
 
 def _identity(obj: dict[str, Any], *, owner: str | None) -> dict[str, Any]:

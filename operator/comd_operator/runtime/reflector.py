@@ -22,9 +22,22 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.8, 30.0
 _STABLE_SECONDS = 10.0
 """A watch that lasted so long was one, even if nothing happened in it."""
 _TRIES_TO_RESUME = 3
-_EXPIRED = 410
+_REMIND_SECONDS = 60.0
+_EXPIRED, _UNKNOWN = 410, 404
 _NOT_THE_PLACE = (0, 429)
 """No answer, or one that says to wait: no reason to doubt that the watch can go on where it was."""
+
+
+class Reminder:
+    """A sentence that is logged at most once a minute, whoever gives cause for it."""
+
+    def __init__(self, sentence: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.sentence, self._clock, self._said = sentence, clock, -math.inf
+
+    def say(self) -> None:
+        if self._clock() - self._said >= _REMIND_SECONDS:
+            self._said = self._clock()
+            log.warning("%s", self.sentence)
 
 
 class Reflector(Generic[T]):
@@ -41,19 +54,21 @@ class Reflector(Generic[T]):
         store: Store[T],
         on_change: Callable[[set[str]], None],
         metrics: Metrics,
+        unknown: Reminder | None = None,
         resync: float = 600.0,
         inactivity_timeout: float = 70.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """params: of list and watch, such as `labelSelector`. resync: seconds after which everything is listed anew, whatever the
-        watch says. inactivity_timeout: seconds of silence after which a watch is given up; the server sends a bookmark each
-        minute. on_change: is given the owners of what changed; must not fail."""
+        """params: of list and watch, such as `labelSelector`. unknown: what to say while the server has no such resource. resync:
+        seconds after which everything is listed anew, whatever the watch says. inactivity_timeout: seconds of silence after which
+        a watch is given up; the server sends a bookmark each minute. on_change: is given the owners of what changed; must not
+        fail."""
         self.resource, self._namespace = resource, namespace
         self._api, self._path = api, namespaced(api_version, resource, namespace)
         self._params, self._store, self._on_change, self._metrics = dict(params), store, on_change, metrics
-        self._resync, self._inactivity = resync, inactivity_timeout
+        self._unknown, self._resync, self._inactivity = unknown, resync, inactivity_timeout
         self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()
         self.synced = asyncio.Event()
         self._alive = clock()
@@ -111,7 +126,10 @@ class Reflector(Generic[T]):
         if error is not None:
             if lost or (failures >= _TRIES_TO_RESUME and error.status not in _NOT_THE_PLACE):
                 self._version = None
-            log.log(logging.WARNING if failures > 1 else logging.DEBUG, "watch of %s: %s", self._path, error)
+            if error.status == _UNKNOWN and self._unknown is not None:
+                self._unknown.say()
+            else:
+                log.log(logging.WARNING if failures > 1 else logging.DEBUG, "watch of %s: %s", self._path, error)
         pauses = failures - lost  # The first list after a lost place waits for nothing.
         pause = 0.0
         if pauses > 0:

@@ -13,11 +13,12 @@ from comd_operator.planner import ClusterDefaults
 from comd_operator.policies.events import Event
 from comd_operator.policies.hold import Obstacle
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.runtime.observe import LOST_SECONDS, left_behind
+from comd_operator.runtime.observe import LOST_SECONDS, left_behind, timed
 from comd_operator.runtime.parsing import UnreadableError, parse
 from comd_operator.runtime.reconciler import GONE_SECONDS, Stores
 from comd_operator.runtime.records import RunRecord, ScheduleRecord, read_run
 from comd_operator.runtime.second_look import SecondLook
+from comd_operator.runtime.since import Since
 from comd_operator.runtime.writes import GoneError, ObstacleError, Writer
 from comd_operator.schedules.conditions import refused
 from comd_operator.schedules.decide import Decision, decide
@@ -49,6 +50,8 @@ class ScheduleReconciler:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     waiting: dict[str, str] = field(default_factory=dict)
     """Uids of runs that are gone and have left something running, and of the schedules that wait for that to end."""
+    _since: Since = field(default_factory=Since)
+    """Of runs that are gone and have left something running."""
     _blocked: dict[str, _Blocked] = field(default_factory=dict)
     _wrong: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     """Of each schedule: a generation, and what is wrong with its template."""
@@ -76,7 +79,9 @@ class ScheduleReconciler:
     def forget(self, uid: str) -> None:
         self._blocked.pop(uid, None)
         self._wrong.pop(uid, None)
-        self.waiting = {run: schedule for run, schedule in self.waiting.items() if schedule != uid}
+        for run in [run for run, schedule in self.waiting.items() if schedule == uid]:
+            self._since.forget(run)
+            del self.waiting[run]
 
     async def _step(self, schedule: DistillationSchedule, record: ScheduleRecord) -> float | None:
         runs, look = await self._runs(schedule)
@@ -122,8 +127,9 @@ class ScheduleReconciler:
     def _leaves_something(self, run_uid: str, *, namespace: str) -> bool:
         jobs = self.stores.jobs.of(run_uid)
         pods = self.stores.pods.of(run_uid)
+        ages = self._since.ages(run_uid, timed(jobs, pods), clock=self.clock())
         running = any(job.ended is None for job in jobs)
-        return running or bool(left_behind(pods, jobs, namespace=namespace, now=self.now()))
+        return running or bool(left_behind(pods, jobs, namespace=namespace, ages=ages))
 
     async def _create(self, schedule: DistillationSchedule, slot: datetime) -> ScheduledRun:
         made = await self.writer.create_run(schedule, slot_manifest(schedule, slot))

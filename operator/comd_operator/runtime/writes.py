@@ -107,7 +107,6 @@ class Writer:
         name = manifest["metadata"]["name"]
         try:
             made: dict[str, Any] = await self._api.create(path, manifest)
-            return made
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
                 found: dict[str, Any] = await self._api.get(f"{path}/{name}")
@@ -119,6 +118,31 @@ class Writer:
             if obstacle is None:
                 raise
             raise ObstacleError(obstacle) from error
+        if what == "Job" and not labels.is_watched(made):
+            await self._take_back(made, f"{path}/{name}")
+        return made
+
+    async def _take_back(self, job: dict[str, Any], path: str) -> None:
+        """A Job that nothing would be told of: it is not there when it should be, and who suspends the run does not end it.
+
+        Raises:
+            ObstacleError: always.
+            ApiError: it could not be deleted.
+        """
+        metadata = job["metadata"]
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": metadata["uid"]}}
+        try:
+            await self._api.delete(path, body=body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+        value = (metadata.get("labels") or {}).get(labels.MANAGED_BY)
+        words = (
+            f"Job {metadata['name']} was made with the label {labels.SELECTOR}, and came back "
+            f"{'without it' if value is None else f'with {labels.MANAGED_BY}={value}'}; make the policy engine or webhook "
+            "that does so leave the labels of the runs' Jobs and pods as they are"
+        )
+        raise ObstacleError(Obstacle(reason="LabelChanged", message=words, seconds=REFUSAL_SECONDS))
 
     async def delete_job(self, child: Child, *, namespace: str) -> dict[str, Any] | None:
         """The Job on its way out; None when it is gone. It waits for its pods to go, so that its successor is not begun beside

@@ -5,11 +5,12 @@ kopf keeps the process: command line, login, signals, start and end. Objects are
 watch stays in their memory for ever, and a run would wait for a Job that is long gone.
 """
 
+import asyncio
+import contextlib
 from typing import Any
 
 import kopf
 
-from comd_api.exit_codes import UserError
 from comd_operator.shell import logs
 from comd_operator.shell.operator import Operator
 from comd_operator.shell.options import Options, from_environment
@@ -20,14 +21,11 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    try:
-        options = memo.get("options") or from_environment()
+    if memo.get("operator") is None:  # by `kopf run`
+        options = from_environment()
         logs.configure(log_format=options.log_format, level=options.log_level)
         memo["operator"] = Operator(options)
         await memo["operator"].start()
-    except UserError as error:
-        memo["error"] = error  # which kopf would wrap in errors of its own
-        raise
 
 
 @kopf.on.cleanup()
@@ -43,14 +41,20 @@ def run(options: Options) -> bool:
     Raises:
         UserError: it can't be started like this.
     """
-    memo = kopf.Memo(options=options)
-    namespaces = options.namespace_list
+    logs.configure(log_format=options.log_format, level=options.log_level)
+    operator = Operator(options)
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_keep(operator))
+    return operator.failed is None
+
+
+async def _keep(operator: Operator) -> None:
+    """The operator starts before kopf does, which would tell an error of the start with a traceback of its own."""
+    namespaces = operator.options.namespace_list
     try:
-        kopf.run(standalone=True, clusterwide=not namespaces, namespaces=namespaces, memo=memo)
-    except Exception:
-        if memo.get("error") is None:
-            raise
-    if memo.get("error") is not None:
-        raise memo["error"]
-    operator: Operator | None = memo.get("operator")
-    return operator is not None and operator.failed is None
+        await operator.start()
+        await kopf.operator(
+            standalone=True, clusterwide=not namespaces, namespaces=namespaces, memo=kopf.Memo(operator=operator)
+        )
+    finally:
+        await operator.stop()

@@ -12,7 +12,7 @@ from typing import Any
 from comd_api import API_VERSION
 from comd_api.kinds import RUN, SCHEDULE
 from comd_operator.planner import labels
-from comd_operator.runtime.api import Api, ApiError
+from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.credentials import own_namespace
 from comd_operator.runtime.lease import Lease, NotLeadingError
 from comd_operator.runtime.limiter import TokenBucket
@@ -23,7 +23,7 @@ from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.queue import WorkQueue
 from comd_operator.runtime.reconciler import Reconciler, Stores
 from comd_operator.runtime.records import Identity, read_job, read_pod, read_run, read_schedule
-from comd_operator.runtime.reflector import Reflector
+from comd_operator.runtime.reflector import Reflector, Reminder
 from comd_operator.runtime.schedules import ScheduleReconciler
 from comd_operator.runtime.second_look import SecondLook
 from comd_operator.runtime.store import Store
@@ -40,6 +40,13 @@ RESOURCES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("jobs", "batch/v1", {"labelSelector": labels.SELECTOR}),
     ("pods", "v1", {"labelSelector": labels.SELECTOR}),
 )
+
+
+def _not_installed(resource: str) -> str:
+    return (
+        f"the custom resource definition {resource}.{API_VERSION.partition('/')[0]} is not installed: "
+        f"kubectl apply -f crds/{resource}.yaml; waiting for it"
+    )
 
 
 def _owners(record: Identity) -> tuple[str, ...]:
@@ -139,6 +146,7 @@ class Operator:
         known = self.stores
         stores: tuple[Store[Any], ...] = (known.schedules, known.runs, known.jobs, known.pods)
         for (resource, api_version, params), store in zip(RESOURCES, stores, strict=True):
+            unknown = Reminder(_not_installed(resource)) if api_version == API_VERSION else None
             for namespace in namespaces:
                 self.reflectors.append(
                     Reflector(
@@ -150,6 +158,7 @@ class Operator:
                         store=store,
                         on_change=self._changed,
                         metrics=self.metrics,
+                        unknown=unknown,
                         resync=self.options.resync_seconds,
                     )
                 )
@@ -195,11 +204,21 @@ class Operator:
                 self.queue.add(record.uid)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.progress.run(), name="progress")
+                group.create_task(self._doubt_namespaces(), name="namespaces")
                 for number in range(self.options.workers):
                     group.create_task(self._work(), name=f"worker {number}")
         finally:
             self.leading = False
             self.metrics.leader.set(0)
+
+    async def _doubt_namespaces(self) -> None:
+        """A name that is mistyped lists as an empty namespace does. Who may not know whether it is there is not told."""
+        for name in sorted(set(self.options.namespace_list) - {record.namespace for record in self.stores.runs}):
+            try:
+                await self.api.get(namespaced("v1", "namespaces", name=name))
+            except ApiError as error:
+                if error.status == 404:
+                    log.warning("--namespaces: there is no namespace %s yet", name)
 
     async def _work(self) -> None:
         while True:

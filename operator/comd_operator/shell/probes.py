@@ -1,5 +1,6 @@
 """`/metrics`, `/healthz`, `/readyz` on one port."""
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class Probes:
             await web.TCPSite(self._runner, self._address or None, self.port).start()
         except OSError as error:
             await self._runner.cleanup()
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(f"--port: {self.port} is taken; give --port another number, or 0") from None
             raise UserError(
                 f"--port: {self.port} can't be opened on --address {self._address!r} ({error.strerror})"
             ) from None

@@ -14,6 +14,7 @@ from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 from urllib3.exceptions import HTTPError
 
+from comd_api.artifact import root_of
 from comd_api.run import S3Options
 from comd_trainer.store.counted import count_repeats
 from comd_trainer.store.errors import local_errors
@@ -40,12 +41,11 @@ class S3Store:
     """Objects below `s3://bucket/prefix`. Credentials come from where boto3 looks, and are refreshed by it."""
 
     def __init__(self, uri: str, options: S3Options, *, field: str = STORAGE_FIELD) -> None:
-        self._bucket, _, root = uri.removeprefix("s3://").partition("/")
-        root = root.strip("/")
+        self._uri = root_of(uri)
+        self._bucket, _, root = self._uri.removeprefix("s3://").partition("/")
         if root:
             checked(root, field=field)
         self._key_prefix = f"{root}/" if root else ""
-        self._uri = f"s3://{self._bucket}/{root}".rstrip("/")
         self._options = options
         self._field = field
         self._as_written = write_arguments(options)

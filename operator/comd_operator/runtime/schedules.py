@@ -128,8 +128,10 @@ class ScheduleReconciler:
         jobs = self.stores.jobs.of(run_uid)
         pods = self.stores.pods.of(run_uid)
         ages = self._since.ages(run_uid, timed(jobs, pods), clock=self.clock())
-        running = any(job.ended is None for job in jobs)
-        return running or bool(left_behind(pods, jobs, namespace=namespace, ages=ages))
+        if any(job.ended is None for job in jobs) or left_behind(pods, jobs, namespace=namespace, ages=ages):
+            return True
+        self._since.forget(run_uid)
+        return False
 
     async def _create(self, schedule: DistillationSchedule, slot: datetime) -> ScheduledRun:
         made = await self.writer.create_run(schedule, slot_manifest(schedule, slot))

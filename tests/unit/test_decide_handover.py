@@ -7,7 +7,7 @@ import pytest
 
 from comd_api.stages import stage_names
 from comd_operator.planner import content_mark, plan_job, stage_config
-from tests.unit.cluster_world import ClusterWorld
+from tests.unit.cluster_world import ClusterWorld, World
 from tests.unit.runs import artifact
 from tests.unit.test_decide_cluster import COLLISION, QUEUE, begun, world_of
 
@@ -224,6 +224,10 @@ def test_the_attempt_that_runs_is_kept_when_the_status_is_taken_away() -> None:
     assert (world.stage.attempt, world.stage.job_name, world.stage.phase) == (2, "tiny-preflight-a2", "Running")
 
 
+def ready_message(world: World) -> str:
+    return next(condition.message for condition in world.status.conditions if condition.type == "Ready")
+
+
 def test_a_run_that_waits_for_a_job_to_go_says_so() -> None:
     """Its suspended Job is kept by somebody's finalizer."""
     world = begun()
@@ -234,11 +238,11 @@ def test_a_run_that_waits_for_a_job_to_go_says_so() -> None:
     assert not world.step(seconds=1).create
     assert world.status.phase == "Running"
     assert (world.writes, world.condition("Ready")) == (writes + 1, ("False", "Waiting"))
-    assert world.status.conditions[0].message == "preflight waits for Job tiny-preflight-a1 to go"
+    assert ready_message(world) == "preflight waits for Job tiny-preflight-a1 to go"
     world.set(overdue=True)
     world.step(seconds=300)
     assert world.condition("Stalled") == ("True", "Waiting")
-    assert "a finalizer may keep it" in world.status.conditions[0].message
+    assert "a finalizer may keep it" in ready_message(world)
     world.clear()
     assert [job.name for job in world.step(seconds=1).create] == ["tiny-preflight-a2"]
     assert world.status.phase == "Running"

@@ -252,8 +252,8 @@ def test_when_it_is_tried_again_stands_in_the_message(exit_class: Any, retry_tim
     stage = StageStatus(
         name="round-1", phase="Retrying", attempt=2, exit_class=exit_class, message="m", retry_time=retry_time
     )
-    held = Hold(reason="CannotStart", message="no image", queued=False, stalled=True)
     phase: Any = "Stalled" if exit_class == "CannotStart" else "Running"
+    held = Hold(reason="CannotStart", message="no image", queued=False, stalled=True) if phase == "Stalled" else None
     told = conditions.conditions(make_run(), RunStatus(phase=phase, stages=[stage]), START, hold=held)
     assert {condition.message for condition in told if condition.message} == {words}
 

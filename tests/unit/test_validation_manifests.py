@@ -118,6 +118,8 @@ BREAKS = st.text(alphabet="ab \n\r\x85\u2028\u2029\t'\":#-", max_size=20)
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text(max_size=20) | BREAKS | st.booleans())
 @example("\x85")
+@example("0E0")
+@example("1e5")
 def test_what_is_written_is_what_is_read(value: Any) -> None:
     """`status.yaml` is written by PyYAML and read by our own loader."""
     (document,) = parse_documents(format_document({"a": value}), name="x")

@@ -28,14 +28,17 @@ def format_document(document: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML leaves line breaks other than \\n as they are outside of double quotes, and reads them back as spaces."""
+    """PyYAML leaves line breaks other than \\n as they are outside of double quotes, and reads them back as spaces; and it leaves text
+    without quotes that is a number to all who read YAML 1.2, such as `1e5`."""
 
 
 _BREAKS = frozenset("\r\x85\u2028\u2029")
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if _BREAKS.intersection(text) else None
+        "tag:yaml.org,2002:str",
+        text,
+        style='"' if _BREAKS.intersection(text) or _INT.match(text) or _FLOAT.match(text) else None,
     ),
 )
 

@@ -7,7 +7,7 @@ import pytest
 
 from comd_api.stages import stage_names
 from comd_operator.planner import content_mark, plan_job, stage_config
-from tests.unit.cluster_world import ClusterWorld, World
+from tests.unit.cluster_world import ClusterWorld
 from tests.unit.runs import artifact
 from tests.unit.test_decide_cluster import COLLISION, QUEUE, begun, world_of
 
@@ -224,7 +224,7 @@ def test_the_attempt_that_runs_is_kept_when_the_status_is_taken_away() -> None:
     assert (world.stage.attempt, world.stage.job_name, world.stage.phase) == (2, "tiny-preflight-a2", "Running")
 
 
-def ready_message(world: World) -> str:
+def ready_message(world: ClusterWorld) -> str:
     return next(condition.message for condition in world.status.conditions if condition.type == "Ready")
 
 

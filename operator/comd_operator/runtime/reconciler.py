@@ -23,8 +23,8 @@ from comd_operator.runtime.logcontext import at
 from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe, timed
-from comd_operator.runtime.placing import since_when
 from comd_operator.runtime.parsing import UnreadableError, parse
+from comd_operator.runtime.placing import since_when
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, ScheduleRecord, read_job
 from comd_operator.runtime.second_look import SecondLook, ends_are_told

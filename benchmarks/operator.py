@@ -20,6 +20,8 @@ from benchmarks.operator_lives import lives
 from benchmarks.operator_load import Load, Series, Who
 from benchmarks.operator_program import ROOT, Program
 from benchmarks.operator_report import BURST, QPS, Figures, report
+from benchmarks.operator_schedules import due_at_once
+from benchmarks.operator_schedules import figures as slot_figures
 
 from tests.cluster.cluster import Cluster
 
@@ -30,10 +32,18 @@ ORDERS: tuple[tuple[Who, Who], ...] = (("operator", "floor"), ("floor", "operato
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small numbers, no file")
-    parser.add_argument("--only", choices=["load", "handoff"], help="one half, no file")
+    parser.add_argument("--only", choices=["load", "handoff", "schedules"], help="one part, no file")
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each, in turn (default: 3)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "operator.md")
     arguments = parser.parse_args()
+    if arguments.only == "schedules":
+        with inside("comd-bench", nodes=0) as cluster:
+            asyncio.run(
+                schedules(
+                    cluster, count=50 if arguments.quick else 2000, repeat=1 if arguments.quick else arguments.repeat
+                )
+            )
+        return 0
     begun, busy = time.monotonic(), [os.getloadavg()[0]]
     figures = Figures(repeat=arguments.repeat, floor_workers=FLOOR_WORKERS)
     if arguments.quick:
@@ -51,6 +61,17 @@ def main() -> int:
     if not arguments.quick and arguments.only is None:
         arguments.out.write_text(text)
     return 0
+
+
+async def schedules(cluster: Cluster, *, count: int, repeat: int) -> None:
+    """Without the rate limit, and with the one that the operator has by default."""
+    async with Client.connected() as client:
+        measured = Load(client, cluster, workers=FLOOR_WORKERS)
+        with measured.controllers_stopped():
+            for _ in range(repeat):
+                print(slot_figures(await due_at_once(measured, count)), flush=True)
+            limited = await due_at_once(measured, count, qps=QPS, burst=BURST)
+            print(f"at {QPS:g} requests/s: {slot_figures(limited)}", flush=True)
 
 
 async def load(figures: Figures, cluster: Cluster) -> None:

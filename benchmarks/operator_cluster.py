@@ -4,13 +4,15 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from comd_api import API_VERSION
+from comd_api.kinds import RUN, SCHEDULE, Kind
 from tests.cluster import network
 from tests.cluster.cluster import Cluster, sweep
 from tests.cluster.processes import wait
 
-CRD = "crds/distillationruns.yaml"
+CRDS = "crds"
 
 
 @contextmanager
@@ -22,8 +24,9 @@ def inside(name: str, *, nodes: int) -> Iterator[Cluster]:
     try:
         cluster.enter()
         os.environ.update(cluster.environment)
-        cluster.kubectl("apply", "-f", CRD)
-        wait("our custom resource", lambda: _served(cluster), 60)
+        cluster.kubectl("apply", "-f", CRDS)
+        for kind in (RUN, SCHEDULE):
+            wait(f"our {kind.plural}", partial(_served, cluster, kind), 60)
         yield cluster
     finally:
         network.move(own_network)
@@ -32,7 +35,7 @@ def inside(name: str, *, nodes: int) -> Iterator[Cluster]:
         cluster.down()
 
 
-def _served(cluster: Cluster) -> bool:
+def _served(cluster: Cluster, kind: Kind) -> bool:
     """Not only known: a list of them comes, and not the answer that their storage is being made."""
     time.sleep(0.2)
-    return '"items"' in cluster.kubectl("get", "--raw", f"/apis/{API_VERSION}/distillationruns", check=False)
+    return '"items"' in cluster.kubectl("get", "--raw", f"/apis/{API_VERSION}/{kind.plural}", check=False)

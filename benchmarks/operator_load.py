@@ -58,7 +58,7 @@ class Series:
 
 
 class Arrivals:
-    """When the first Job of each run is seen, on a watch of the benchmark's own."""
+    """When the first Job of each run, or a run itself, is seen, on a watch of the benchmark's own."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
@@ -67,7 +67,8 @@ class Arrivals:
     async def follow(self, client: Client, path: str, version: str) -> None:
         async for line in client.watch(path, version, accept=NAMES_ONLY):
             if line.startswith(b'{"type":"ADDED"'):
-                run = json.loads(line)["object"]["metadata"]["labels"][labels.RUN]
+                metadata = json.loads(line)["object"]["metadata"]
+                run = metadata.get("labels", {}).get(labels.RUN) or metadata["name"]
                 self.at.setdefault(run, time.monotonic())
                 self._news.set()
 
@@ -130,6 +131,7 @@ class Load:
             for version, kind in (
                 ("v1", "pods"),
                 ("batch/v1", "jobs"),
+                (API_VERSION, "distillationschedules"),
                 (API_VERSION, "distillationruns"),
                 ("v1", "events"),
             ):
@@ -141,8 +143,9 @@ class Load:
         return operator_program.operator(namespace, **options)
 
     @asynccontextmanager
-    async def arrivals(self, namespace: str) -> AsyncIterator[Arrivals]:
-        arrivals, path = Arrivals(), namespaced("batch/v1", "jobs", namespace)
+    async def arrivals(self, namespace: str, path: str | None = None) -> AsyncIterator[Arrivals]:
+        """path: of what is watched; the Jobs of the namespace when none is given."""
+        arrivals, path = Arrivals(), path or namespaced("batch/v1", "jobs", namespace)
         task = asyncio.create_task(arrivals.follow(self.client, path, await self.client.version(path)))
         try:
             yield arrivals

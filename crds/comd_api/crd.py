@@ -15,7 +15,9 @@ from pydantic_core import to_jsonable_python
 
 from comd_api import GROUP, VERSION
 from comd_api.base import ApiModel
+from comd_api.kinds import RUN, SCHEDULE, Kind
 from comd_api.run import DistillationRun
+from comd_api.schedule import DistillationSchedule
 
 MAX_CRD_BYTES = 150_000
 """`kubectl apply` keeps a copy of what it applied in an annotation, and annotations end at 262,144 bytes."""
@@ -39,7 +41,7 @@ _KEPT = frozenset(
     }
 )
 
-_COLUMNS: tuple[dict[str, Any], ...] = (
+_RUN_COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Stage", "type": "string", "jsonPath": ".status.stage"},
     {"name": "Round", "type": "integer", "jsonPath": ".status.round"},
@@ -61,21 +63,53 @@ _COLUMNS: tuple[dict[str, Any], ...] = (
 )
 
 
+_SCHEDULE_COLUMNS: tuple[dict[str, Any], ...] = (
+    {"name": "Schedule", "type": "string", "jsonPath": ".spec.schedules"},
+    {"name": "Timezone", "type": "string", "jsonPath": ".spec.timeZone"},
+    {"name": "Suspend", "type": "boolean", "jsonPath": ".spec.suspend"},
+    {"name": "Active", "type": "integer", "jsonPath": ".status.numActive"},
+    {"name": "Last Schedule", "type": "date", "jsonPath": ".status.lastScheduleTime"},
+    {
+        "name": "Next",
+        "type": "string",
+        "jsonPath": ".status.nextScheduleTimes[0]",
+        "description": "The next slot.",
+        "priority": 1,
+    },
+    {
+        "name": "Message",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="Ready")].message',
+        "priority": 1,
+    },
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+)
+
+
 def run_crd() -> dict[str, Any]:
     """The CustomResourceDefinition of `DistillationRun`."""
+    return _definition(RUN, DistillationRun, _RUN_COLUMNS)
+
+
+def schedule_crd() -> dict[str, Any]:
+    """The CustomResourceDefinition of `DistillationSchedule`."""
+    return _definition(SCHEDULE, DistillationSchedule, _SCHEDULE_COLUMNS)
+
+
+def _definition(kind: Kind, model: type[ApiModel], columns: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"distillationruns.{GROUP}"},
+        "metadata": {"name": f"{kind.plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": "DistillationRun",
-                "listKind": "DistillationRunList",
-                "plural": "distillationruns",
-                "singular": "distillationrun",
-                "shortNames": ["drun"],
+                "kind": kind.name,
+                "listKind": f"{kind.name}List",
+                "plural": kind.plural,
+                "singular": kind.name.lower(),
+                "shortNames": [kind.short],
                 "categories": ["comd"],
             },
             "versions": [
@@ -84,8 +118,8 @@ def run_crd() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
-                    "additionalPrinterColumns": list(_COLUMNS),
-                    "schema": {"openAPIV3Schema": _root(DistillationRun)},
+                    "additionalPrinterColumns": list(columns),
+                    "schema": {"openAPIV3Schema": _root(model)},
                 }
             ],
         },

@@ -216,6 +216,7 @@ class ObjectMeta(BaseModel):
     namespace: Name = "default"
     uid: str | None = None
     generation: int = 1
+    creation_timestamp: Annotated[str | None, Field(alias="creationTimestamp")] = None
 
 
 def _immutable_rules() -> tuple[Rule, ...]:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 
+from comd_api.kinds import RUN, SCHEDULE, Kind
 from tests.api.world import opened
 from tests.cluster.cluster import Cluster
 
-CRD = Path(__file__).parents[2] / "crds" / "distillationruns.yaml"
+CRDS = Path(__file__).parents[2] / "crds"
 AT_ONCE = 20
 LONGEST = 150.0
 """Seconds of one test."""
@@ -29,14 +30,20 @@ PLAYED = pytest.StashKey[dict[str, BaseException | None]]()
 
 @pytest.fixture(scope="session")
 def installed(control_plane: Cluster) -> Cluster:
-    """The control plane, with our custom resource."""
-    control_plane.kubectl("apply", "-f", str(CRD))
+    """The control plane, with our custom resources."""
+    control_plane.kubectl("apply", "-f", str(CRDS))
+    for kind in (RUN, SCHEDULE):
+        _until_served(control_plane, kind)
+    return control_plane
+
+
+def _until_served(cluster: Cluster, kind: Kind) -> None:
     for _ in range(150):
-        told = control_plane.kubectl("get", "--raw", "/apis/comd.dev/v1alpha1/distillationruns", check=False)
+        told = cluster.kubectl("get", "--raw", f"/apis/comd.dev/v1alpha1/{kind.plural}", check=False)
         if told.startswith("{"):
-            return control_plane
+            return
         time.sleep(0.2)
-    raise AssertionError(f"the custom resource can't be listed: {told}")
+    raise AssertionError(f"{kind.plural} can't be listed: {told}")
 
 
 class Place(NamedTuple):

@@ -64,10 +64,11 @@ async def killed(
     *,
     at: Callable[[Call], bool],
     when: Literal["Before", "After"],
+    prepare: Callable[[Operator], None] = lambda _: None,
     **changes: Any,
 ) -> AsyncIterator[Relay]:
     """An operator that is killed at certain calls, before the server hears of them, or when it has done as asked but not
-    answered."""
+    answered. prepare: is given each when it has begun and asked for nothing yet."""
     relay, ready = Relay(), asyncio.Event()
     current: list[Operator] = []
 
@@ -88,6 +89,7 @@ async def killed(
             if not current:
                 current.append(Operator(options(world, proxy, **changes)))
                 await current[0].start()
+                prepare(current[0])
             await asyncio.sleep(0.01)
 
     if when == "Before":

@@ -10,7 +10,7 @@ from tests.api.proxy import Call
 from tests.api.simulator import runs_on
 from tests.api.world import World, make_manifest
 
-LISTS = ["list distillationruns", "list jobs", "list pods"]
+LISTS = ["list distillationruns", "list distillationschedules", "list jobs", "list pods"]
 STATUS = "patch distillationruns/status"
 MADE, TOLD = ["create jobs", STATUS, "create events"], [STATUS, "create events"]
 CALLS = [
@@ -42,8 +42,8 @@ async def test_the_calls_of_a_life(world: World) -> None:
     assert life.same(status) == life.the_end()
     assert [event["reason"] for event in await world.events()] == life.EVENTS
     asked = [call.what for call in proxy.calls if call.verb != "watch"]
-    assert sorted(asked[:3]) == LISTS
-    assert asked[3:] == CALLS[3:]
+    assert sorted(asked[:4]) == LISTS
+    assert asked[4:] == CALLS[4:]
 
 
 @pytest.mark.parametrize("when", ["Before", "After"])

@@ -71,7 +71,7 @@ async def test_metrics_of_a_life(world: World) -> None:
     assert value(families, "comd_operator_api_requests_total", verb="create", resource="jobs", code="201") == 5
     assert value(families, "comd_operator_api_requests_total", verb="delete", resource="jobs", code="200") == 1
     assert value(families, "comd_operator_events_total", reason="Succeeded") == 1
-    for resource in ("distillationruns", "jobs", "pods"):
+    for resource in ("distillationruns", "distillationschedules", "jobs", "pods"):
         assert 0 <= value(families, "comd_operator_watch_age_seconds", resource=resource) < 60
 
 

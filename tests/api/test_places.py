@@ -25,7 +25,8 @@ async def test_one_name_in_several_namespaces(world: World) -> None:
                 await third.until_phase("Succeeded")
             lists = {call.path for call in proxy.calls if call.verb == "list"}
             paths = {path for path in lists if "/namespaces/" not in path}  # others are of what other tests have left
-            assert paths == {"/apis/comd.dev/v1alpha1/distillationruns", "/apis/batch/v1/jobs", "/api/v1/pods"}
+            ours = {"/apis/comd.dev/v1alpha1/distillationruns", "/apis/comd.dev/v1alpha1/distillationschedules"}
+            assert paths == {*ours, "/apis/batch/v1/jobs", "/api/v1/pods"}
             touched = {call.path.split("/namespaces/")[1].split("/")[0] for call in proxy.writes()}
             assert touched & {place.namespace for place in worlds} == {third.namespace}, "the others are done"
         for place in worlds:

@@ -6,10 +6,12 @@ from typing import Any
 
 import yaml
 
+from comd_operator.shell.operator import Operator
 from tests.api import life
 from tests.api.operators import operating
 from tests.api.proxy import Proxy
 from tests.api.simulator import SCHEDULER, runs_on
+from tests.api.slots import Slots, apply_schedule, change_schedule, look, make_schedule, until_schedule
 from tests.api.world import World, make_manifest
 
 RBAC = Path(__file__).parents[2] / "operator" / "rbac.yaml"
@@ -50,13 +52,14 @@ def test_no_secret_and_nothing_of_the_cluster_s_own() -> None:
 
 
 async def test_a_service_account_with_these_rights_and_no_others(world: World) -> None:
-    """A whole life over two nodes, one that leaves nothing, one more event of the same, a Job whose pods can't be made, and the Lease."""
+    """A whole life over two nodes, one that leaves nothing, one more event of the same, a Job whose pods can't be made, a schedule, and
+    the Lease."""
     kubectl = world.cluster.kubectl
     await asyncio.to_thread(kubectl, "apply", "-f", str(RBAC))
     token = await asyncio.to_thread(kubectl, "--namespace=comd-system", "create", "token", "comd-operator")
     async with (
         world.proxied(token=token.strip()) as proxy,
-        operating(world, proxy, namespaces="", leader_election=True, lease_namespace="comd-system"),
+        operating(world, proxy, namespaces="", leader_election=True, lease_namespace="comd-system") as operator,
     ):
         async with world.simulated(runs_on) as nodes:
             await life.play(world, nodes)
@@ -70,10 +73,28 @@ async def test_a_service_account_with_these_rights_and_no_others(world: World) -
         await world.apply(make_manifest("nobody", trainer__podTemplate__spec__serviceAccountName="nobody"))
         await world.until_reason("FailedCreate", "nobody")
         await tell_twice(world)
+        await keep_time(world, operator)
     # It sees what other tests have left behind too, in namespaces that are going and take nothing any more.
     refused = [(call.what, code) for call, code in proxy.answers if code == 403 and world.namespace in call.path]
     assert refused == []
     assert asked(proxy) - OPTIONAL == allowed() - OPTIONAL
+
+
+async def keep_time(world: World, operator: Operator) -> None:
+    """A slot whose run is deleted by somebody, and one whose run is over and not kept."""
+    slots = Slots()
+    slots.set_clock(operator)
+    await apply_schedule(world, make_schedule(schedules=slots.two, suspend=True, successfulRunsHistoryLimit=0))
+    slots.come(0)
+    await change_schedule(world, suspend=False)
+    await world.until_job(f"{slots.run(0)}-preflight-a1")
+    await world.delete_run(slots.run(0))
+    await until_schedule(world, lambda status: status["numActive"] == 0)
+    async with world.simulated():
+        slots.come(1)
+        await look(world)
+        await until_schedule(world, lambda status: bool(status.get("lastSuccessfulTime")))
+        await world.until_so(lambda: slots.run(1) not in world.feed.runs, lambda: world.feed.runs)
 
 
 async def tell_twice(world: World) -> None:

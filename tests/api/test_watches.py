@@ -50,7 +50,7 @@ async def test_the_store_is_like_the_server_whatever_happens_in_between(world: W
     """Things come, change, go, come again under the same name, and leave the selector, while watches break, fall silent, lose their
     place and are refused, and while answers to our own writes are put in as late as they like."""
     rng = random.Random(11)
-    store: Store[tuple[str, str, str]] = Store(read=read, owner=lambda record: record[2])
+    store: Store[tuple[str, str, str]] = Store(read=read, owners=lambda record: (record[2],))
     late: list[asyncio.Task[None]] = []
 
     async def put(obj: dict[str, Any], *, after: float) -> None:
@@ -122,7 +122,7 @@ async def test_the_store_is_like_the_server_whatever_happens_in_between(world: W
 
 
 async def test_a_thing_that_leaves_the_selector_is_gone_and_its_late_answer_too(world: World) -> None:
-    store: Store[tuple[str, str, str]] = Store(read=read, owner=lambda record: record[2])
+    store: Store[tuple[str, str, str]] = Store(read=read, owners=lambda record: (record[2],))
     task = asyncio.create_task(make_reflector(world, world.api, store).run())
     path = world.core("configmaps")
     try:

@@ -13,6 +13,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client.configuration import Configuration
 
 from comd_api import API_VERSION
+from comd_api.kinds import RUN, SCHEDULE, Kind
 from comd_operator.planner import labels
 from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.limiter import TokenBucket
@@ -62,6 +63,9 @@ class World:
     def runs(self, name: str | None = None, **more: Any) -> str:
         return namespaced(API_VERSION, "distillationruns", self.namespace, name, **more)
 
+    def schedules(self, name: str | None = None, **more: Any) -> str:
+        return namespaced(API_VERSION, SCHEDULE.plural, self.namespace, name, **more)
+
     def jobs(self, name: str | None = None) -> str:
         return namespaced("batch/v1", "jobs", self.namespace, name)
 
@@ -95,11 +99,11 @@ class World:
         pods: list[dict[str, Any]] = found["items"]
         return pods
 
-    async def events(self, name: str = "tiny") -> list[dict[str, Any]]:
-        """What was told of a run, oldest first."""
+    async def events(self, name: str = "tiny", *, kind: Kind = RUN) -> list[dict[str, Any]]:
+        """What was told of a run, or of a schedule, oldest first."""
         listed = await self.api.get(self.core("events"))
         found = [event for event in listed["items"] if event["involvedObject"]["name"] == name]
-        ours = [event for event in found if event["involvedObject"]["kind"] == "DistillationRun"]
+        ours = [event for event in found if event["involvedObject"]["kind"] == kind.name]
         return sorted(ours, key=lambda event: (event["firstTimestamp"], int(event["metadata"]["resourceVersion"])))
 
     def job_names(self) -> list[str]:

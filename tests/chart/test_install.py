@@ -30,7 +30,7 @@ from tests.chart.values_table import CHART
 from tests.cluster.cluster import Cluster
 from tests.cluster.processes import ClusterError
 
-CRD = CHART.parents[1] / "crds" / "distillationruns.yaml"
+CRDS = CHART.parents[1] / "crds"
 CRD_NAME = "crd/distillationruns.comd.dev"
 PORT = 18_090
 TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -135,7 +135,7 @@ def changed_chart(folder: Path) -> Path:
     """The next version: its custom resource has one more column."""
     chart = folder / "next"
     shutil.copytree(CHART, chart)
-    definition = chart / "files" / "crds" / CRD.name
+    definition = chart / "files" / "crds" / "distillationruns.yaml"
     columns = "    additionalPrinterColumns:\n"
     text = definition.read_text()
     assert columns in text
@@ -232,7 +232,7 @@ def test_for_one_namespace_by_one_of_its_own(
     """Whoever installs it is admin of both namespaces and has there what the operator is given, and no right to anything of the
     cluster's own. The custom resource is the administrator's."""
     kubectl = control_plane.kubectl
-    for path in (CRD, RBAC):
+    for path in (CRDS, RBAC):
         kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
     kubectl("wait", "--for=condition=Established", CRD_NAME, "--timeout=30s")
 

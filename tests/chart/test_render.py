@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from comd_api.crd import run_crd
+from comd_api.crd import run_crd, schedule_crd
 from comd_operator.planner.manifests import USER
 from comd_operator.shell.options import Options, from_environment
 from tests.chart.helm import FULLNAME, IMAGE, NAMESPACE, Helm, HelmError, Object, Rendered
@@ -33,6 +33,7 @@ def test_by_default(helm: Helm) -> None:
         ("ClusterRole", f"{FULLNAME}-view"),
         ("ClusterRoleBinding", FULLNAME),
         ("CustomResourceDefinition", "distillationruns.comd.dev"),
+        ("CustomResourceDefinition", "distillationschedules.comd.dev"),
         ("Deployment", FULLNAME),
         ("NetworkPolicy", FULLNAME),
         ("Pod", f"{FULLNAME}-test"),
@@ -222,11 +223,12 @@ def test_a_disruption_budget_is_for_several(helm: Helm, replicas: int, enabled: 
     assert [budget["spec"]["maxUnavailable"] for budget in budgets] == [1] * made
 
 
-def test_the_custom_resource(helm: Helm) -> None:
-    made = helm.render().one("CustomResourceDefinition")
-    assert made["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
-    assert made["spec"] == run_crd()["spec"]
-    assert "annotations" not in helm.render({"crds": {"keep": False}}).one("CustomResourceDefinition")["metadata"]
+def test_the_custom_resources(helm: Helm) -> None:
+    made = helm.render().of("CustomResourceDefinition")
+    assert [each["metadata"]["annotations"] for each in made] == [{"helm.sh/resource-policy": "keep"}] * 2
+    assert [each["spec"] for each in made] == [run_crd()["spec"], schedule_crd()["spec"]]
+    unkept = helm.render({"crds": {"keep": False}}).of("CustomResourceDefinition")
+    assert not any("annotations" in each["metadata"] for each in unkept)
     assert helm.render({"crds": {"enabled": False}}).of("CustomResourceDefinition") == []
 
 
@@ -298,7 +300,8 @@ def test_people_s_rights_to_runs(helm: Helm) -> None:
     }
     assert f"{aggregate}view" not in edit["metadata"]["labels"]
     assert not {"create", "update", "patch", "delete"} & set(view["rules"][0]["verbs"])
-    assert "distillationruns/status" not in edit["rules"][0]["resources"], "the operator's alone"
+    assert not [name for name in edit["rules"][0]["resources"] if name.endswith("/status")], "the operator's alone"
+    assert {"distillationruns", "distillationschedules"} <= set(edit["rules"][0]["resources"])
     assert len(helm.render({"rbac": {"aggregate": False}}).of("ClusterRole")) == 1
 
 

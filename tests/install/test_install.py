@@ -12,7 +12,7 @@ import pytest
 from tests.api.test_rights import RBAC
 from tests.chart import installer
 from tests.chart.helm import FULLNAME
-from tests.chart.test_install import CRD, CRD_NAME, changed_chart, is_there
+from tests.chart.test_install import CRD_NAME, CRDS, changed_chart, is_there
 from tests.cluster.upload import upload
 from tests.install.conftest import Place
 from tests.install.release import Release, allowed, must_have_run_once, scraped_trainer
@@ -55,7 +55,7 @@ def test_for_the_whole_cluster(place: Place, tmp_path: Path) -> None:
 
 def test_for_one_namespace_by_one_of_its_own(place: Place, tmp_path: Path) -> None:
     cluster, site = place.cluster, place.site
-    for path in (CRD, RBAC):
+    for path in (CRDS, RBAC):
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
     cluster.kubectl("wait", "--for=condition=Established", CRD_NAME, "--timeout=30s")
     upload_inputs(cluster, tmp_path / "inputs")

@@ -23,7 +23,7 @@ from tests.nodes.api import Api
 from tests.nodes.operator_process import OperatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTALLED = (ROOT / "crds" / "distillationruns.yaml", ROOT / "operator" / "rbac.yaml")
+INSTALLED = (ROOT / "crds", ROOT / "operator" / "rbac.yaml")
 SLOW = 600.0
 """Seconds for what takes a few on an idle machine: others may keep all cores busy."""
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}

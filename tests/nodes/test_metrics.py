@@ -19,7 +19,7 @@ from tests.nodes.site import Run, Site
 from tests.nodes.world import one_round
 
 NO_GPU = "no GPU, whose peak or memory could be told"
-WITHOUT = {"MFU": NO_GPU, "Device memory": NO_GPU}
+WITHOUT = {"MFU": NO_GPU, "Device memory": NO_GPU, "Lateness of slots": "no schedule, whose slots could be late"}
 """Panels that can't have data here."""
 SELDOM = {
     "Watches begun anew": "no watch was begun anew",

@@ -15,6 +15,7 @@ from comd_operator.runtime.api import Api, ApiError
 from tests.unit.fake_api import FakeApi
 
 RUNS = "/apis/comd.dev/v1alpha1/distillationruns"
+SCHEDULES = "/apis/comd.dev/v1alpha1/distillationschedules"
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/comd-system/leases/comd"
 FORBIDDEN = ApiError(status=403, reason="Forbidden", message="may not list distillationruns")
 
@@ -74,18 +75,19 @@ def test_all_is_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         code, api = installed(monkeypatch, url, answers, "--seconds=20")
     assert code == ExitCode.DONE
     assert capsys.readouterr().out.splitlines() == [
-        "the custom resource is served, and may be listed",
+        "the custom resources are served, and may be listed",
         "the operator is ready",
         "a replica holds the Lease",
     ]
-    assert [call.path for call in api.calls] == [RUNS, RUNS, LEASE]
+    assert [call.path for call in api.calls] == [RUNS, RUNS, SCHEDULES, LEASE]
 
 
 def test_it_asks_in_the_operator_s_own_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     with operator(200) as url:
         _, api = installed(monkeypatch, url, {("GET", LEASE): lease()}, "--namespaces=a,b")
     root = "/apis/comd.dev/v1alpha1/namespaces"
-    assert [call.path for call in api.calls] == [f"{root}/a/distillationruns", f"{root}/b/distillationruns", LEASE]
+    lists = [f"{root}/{name}/{kind}" for name in "ab" for kind in ("distillationruns", "distillationschedules")]
+    assert [call.path for call in api.calls] == [*lists, LEASE]
 
 
 GONE = ApiError(status=404, reason="NotFound", message="leases comd not found")

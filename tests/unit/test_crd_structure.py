@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from comd_api.base import ApiModel
-from comd_api.crd import MAX_CRD_BYTES, run_crd, structural_schema
+from comd_api.crd import MAX_CRD_BYTES, run_crd, schedule_crd, structural_schema
 from comd_api.run import DistillationRun
 from comd_operator.cli.crds import FOLDERS, crd_files, write_crds
 
@@ -28,6 +28,8 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 
 
 NODES = list(nodes(SCHEMA))
+SCHEDULE = schedule_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+OF_SCHEDULES = [(path, node) for path, node in nodes(SCHEDULE) if not path.startswith(".spec.runTemplate.spec.")]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
@@ -43,8 +45,9 @@ def test_it_stays_small() -> None:
 
 
 def test_write_crds_makes_the_folder(tmp_path: Path) -> None:
-    (path,) = write_crds(tmp_path / "new")
-    assert yaml.safe_load(path.read_text()) == run_crd()
+    runs, schedules = write_crds(tmp_path / "new")
+    assert yaml.safe_load(runs.read_text()) == run_crd()
+    assert yaml.safe_load(schedules.read_text()) == schedule_crd()
 
 
 def test_names_columns_and_subresource() -> None:
@@ -74,7 +77,11 @@ def test_the_root_says_of_metadata_only_that_it_is_there() -> None:
     assert SCHEMA["required"] == ["spec"]
 
 
-@pytest.mark.parametrize(("path", "node"), NODES, ids=[path or "root" for path, _ in NODES])
+@pytest.mark.parametrize(
+    ("path", "node"),
+    [*NODES, *OF_SCHEDULES],
+    ids=[*(path or "root" for path, _ in NODES), *(f"schedule{path}" for path, _ in OF_SCHEDULES)],
+)
 def test_every_node_is_structural_and_bounded(path: str, node: dict[str, Any]) -> None:
     allowed = {
         "additionalProperties", "default", "description", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "items",
@@ -140,6 +147,12 @@ def test_a_default_with_rules_is_whole() -> None:
     """The API server evaluates rules on the bare default when it takes the definition; `no such key` would refuse it."""
     training = SCHEMA["properties"]["spec"]["properties"]["training"]
     assert {"batchSize", "microBatchSize"} <= set(training["default"])
+
+
+def test_a_schedule_s_template_has_the_schema_of_a_run() -> None:
+    template = SCHEDULE["properties"]["spec"]["properties"]["runTemplate"]["properties"]
+    own = {key: value for key, value in SCHEMA["properties"]["spec"].items() if key != "description"}
+    assert {key: value for key, value in template["spec"].items() if key != "description"} == own
 
 
 def test_unions_are_refused() -> None:

@@ -11,7 +11,9 @@ from comd_operator.validation import check_manifest
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted(
-    path for path in (ROOT / "examples").rglob("*.yaml") if "kind: DistillationRun" in path.read_text(encoding="utf-8")
+    path
+    for path in (ROOT / "examples").rglob("*.yaml")
+    if re.search(r"^kind: Distillation(Run|Schedule)$", path.read_text(encoding="utf-8"), re.MULTILINE)
 )
 
 
@@ -23,7 +25,7 @@ def test_every_example_is_valid_and_has_a_plan(path: Path, capsys: pytest.Captur
 
 
 def test_there_are_examples() -> None:
-    assert ROOT / "examples/digits/run.yaml" in MANIFESTS
+    assert {ROOT / "examples/digits/run.yaml", ROOT / "examples/schedule/schedule.yaml"} <= set(MANIFESTS)
 
 
 def test_the_guides_manifests_are_valid() -> None:
@@ -42,6 +44,7 @@ def test_the_guides_manifests_are_valid() -> None:
         "docs/cluster.md",
         "docs/guide.md",
         "docs/runbooks.md",
+        "docs/schedules.md",
         "docs/storage.md",
         "charts/comd-operator/README.md",
         "examples/digits/README.md",

@@ -65,7 +65,7 @@ def test_a_record_that_can_t_be_made_leaves_the_others() -> None:
             raise RecursionError
         return str(obj["metadata"]["name"])
 
-    store = Store(read=read, owner=lambda _: "run")
+    store = Store(read=read, owners=lambda _: ("run",))
     objects = [
         {"metadata": {"namespace": "team", "name": name, "uid": name, "resourceVersion": "1"}}
         for name in ("deep", "flat")

@@ -31,7 +31,11 @@ def make(**changes: Any) -> DistillationRun:
 
 
 def named(run: DistillationRun, name: str) -> DistillationRun:
-    return run.replace(metadata=run.metadata.model_copy(update={"name": name, "uid": UID, "namespace": "team"}))
+    return run.replace(
+        metadata=run.metadata.model_copy(
+            update={"name": name, "uid": UID, "namespace": "team", "creation_timestamp": "2026-01-01T00:00:00Z"}
+        )
+    )
 
 
 def job_of(run: DistillationRun, stage: str = "round-1", *, attempt: int = 1, job_index: int = 0) -> dict[str, Any]:

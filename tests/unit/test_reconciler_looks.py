@@ -11,7 +11,7 @@ from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import LOST_SECONDS, Patience
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.reconciler import Reconciler, Stores
-from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
+from comd_operator.runtime.records import Identity, read_job, read_pod, read_run, read_schedule
 from comd_operator.runtime.second_look import SecondLook
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
@@ -25,8 +25,8 @@ DEFAULTS = ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x")
 JOB = "/apis/batch/v1/namespaces/team/jobs/tiny-preflight-a1"
 
 
-def owner(record: Identity) -> str | None:
-    return record.owner
+def owners(record: Identity) -> tuple[str, ...]:
+    return record.owners
 
 
 class TakesStatus(FakeApi):
@@ -57,10 +57,12 @@ class Site:
         self.run: DistillationRun = in_s3(make())
         document = {**self.run.to_wire(), "apiVersion": "comd.dev/v1alpha1", "kind": "DistillationRun"}
         self.api, self.seconds, self.version = TakesStatus(document), 0.0, 1
+        self.changed: set[str] = set()
         self.stores = Stores(
-            runs=Store(read=read_run, owner=owner),
-            jobs=Store(read=read_job, owner=owner),
-            pods=Store(read=read_pod, owner=owner),
+            schedules=Store(read=read_schedule, owners=owners),
+            runs=Store(read=read_run, owners=owners),
+            jobs=Store(read=read_job, owners=owners),
+            pods=Store(read=read_pod, owners=owners),
         )
         api = cast(Api, self.api)
         self.reconciler = Reconciler(
@@ -72,6 +74,7 @@ class Site:
             metrics=Metrics(),
             defaults=defaults,
             patience=Patience(start_seconds=300),
+            on_change=self.changed.update,
             clock=lambda: self.seconds,
             now=lambda: MADE + timedelta(seconds=self.seconds),
         )
@@ -143,3 +146,18 @@ def test_patience_is_over_though_nobody_tells() -> None:
     assert site.look(200) == 90, "counted from when the scheduler first said so"
     site.look(90)
     assert site.deletions == ["Foreground"]
+
+
+def test_a_run_s_schedule_hears_of_what_we_have_written() -> None:
+    """The watch has nothing to tell of it any more."""
+    site = Site()
+    owner = {"kind": "DistillationSchedule", "uid": "uid-of-schedule", "controller": True}
+    metadata = {**site.api.run["metadata"], "uid": UID, "ownerReferences": [owner], "generation": 2}
+    site.api.run = {**site.api.run, "metadata": metadata}
+    site.tell(site.stores.runs, {**site.api.run, "metadata": {**metadata, "resourceVersion": "0"}})
+    site.changed.clear()
+    site.version = site.api.version = 500
+    site.tell(site.stores.runs, site.api.run)
+    site.api.version = 600
+    site.look(1)
+    assert site.changed == {"uid-of-schedule"}, "and not the run itself, which is being looked at"

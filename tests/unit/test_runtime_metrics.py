@@ -33,6 +33,8 @@ def test_the_names() -> None:
         "comd_operator_watch_age_seconds",
         "comd_operator_watch_restarts_total",
         "comd_runs",
+        "comd_schedule_lateness_seconds",
+        "comd_schedule_slots_total",
         "comd_stage_duration_seconds",
         "comd_stage_queue_wait_seconds",
         "comd_stage_retries_total",

@@ -78,7 +78,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path / "kubeconfig", url)))
             async with connected(metrics=metrics) as api:
                 store: Store[str] = Store(
-                    read=lambda obj: str(obj["metadata"]["name"]), owner=lambda name: f"owner of {name}"
+                    read=lambda obj: str(obj["metadata"]["name"]), owners=lambda name: (f"owner of {name}",)
                 )
 
                 async def sleep(seconds: float) -> None:

@@ -29,7 +29,7 @@ def read(obj: dict[str, Any]) -> Small:
 
 
 def make_store() -> Store[Small]:
-    return Store(read=read, owner=lambda record: record.owner)
+    return Store(read=read, owners=lambda record: (record.owner,) if record.owner is not None else ())
 
 
 def thing(name: str, version: int, *, owner: str | None = "x", namespace: str = "n1", uid: str = "u") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from comd_api.exit_codes import UserError
-from comd_operator.validation import InvalidManifestError, check_manifest, load_run, load_runs
+from comd_operator.validation import InvalidManifestError, check_manifest, load_manifests, load_run
 from comd_operator.validation.documents import format_document, parse_documents
 from tests.unit.rule_examples import COMPOSED, manifest
 
@@ -142,7 +142,7 @@ def test_files_that_are_no_yaml(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        load_runs(path)
+        load_manifests(path)
     assert str(caught.value).startswith(str(tmp_path / says)), caught.value
 
 
@@ -150,18 +150,18 @@ def test_files_that_can_t_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"\xff\xfe\xfa")
     for name, says in (("none", "there is no such file"), (".", "can't be read"), ("latin", "not UTF-8")):
         with pytest.raises(UserError, match=says):
-            load_runs(tmp_path / name)
+            load_manifests(tmp_path / name)
 
 
 def test_several_documents(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump_all([manifest(), manifest(seed=1)]))
-    assert len(load_runs(path)) == 2
-    with pytest.raises(UserError, match="holds 2 runs"):
+    assert len(load_manifests(path)) == 2
+    with pytest.raises(UserError, match="holds 2 documents"):
         load_run(path)
     path.write_text(yaml.safe_dump_all([manifest(), manifest(seed=-1), {"kind": "Service", "apiVersion": "v1"}]))
     with pytest.raises(InvalidManifestError) as caught:
-        load_runs(path)
+        load_manifests(path)
     assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
         f"{path} (document 2)",
         f"{path} (document 3)",

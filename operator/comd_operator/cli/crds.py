@@ -3,7 +3,8 @@ not list it."""
 
 from pathlib import Path
 
-from comd_api.crd import run_crd
+from comd_api.crd import run_crd, schedule_crd
+from comd_api.kinds import RUN, SCHEDULE
 from comd_operator.validation.documents import format_document
 
 FOLDERS = (Path("crds"), Path("charts/comd-operator/files/crds"))
@@ -13,7 +14,8 @@ HEADER = "# Generated from crds/comd_api by `make crds`. Don't edit.\n"
 
 def crd_files() -> dict[str, str]:
     """File name → content, the same for the same types, so that CI can compare."""
-    return {"distillationruns.yaml": HEADER + format_document(run_crd())}
+    definitions = {RUN: run_crd(), SCHEDULE: schedule_crd()}
+    return {f"{kind.plural}.yaml": HEADER + format_document(crd) for kind, crd in definitions.items()}
 
 
 def write_crds(out: Path) -> list[Path]:

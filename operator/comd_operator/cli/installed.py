@@ -11,10 +11,12 @@ import aiohttp
 
 from comd_api import API_VERSION
 from comd_api.exit_codes import ExitCode, UserError
+from comd_api.kinds import RUN, SCHEDULE
 from comd_operator.runtime.api import Api, ApiError, namespaced
+from comd_operator.runtime.credentials import own_namespace
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.shell.options import Options, own_namespace
+from comd_operator.shell.options import Options
 
 AGAIN_SECONDS = 1.0
 TIMEOUT = aiohttp.ClientTimeout(total=5)
@@ -41,7 +43,9 @@ async def _installed(options: Options, *, url: str, seconds: float) -> int:
     try:
         until = time.monotonic() + seconds
         fine = [
-            await _wait("the custom resource is served, and may be listed", lambda: _served(api, options), until=until),
+            await _wait(
+                "the custom resources are served, and may be listed", lambda: _served(api, options), until=until
+            ),
             await _wait("the operator is ready", lambda: _ready(url), until=until),
             await _wait("a replica holds the Lease", lambda: _led(api, options), until=until),
         ]
@@ -68,7 +72,8 @@ async def _wait(what: str, look: Callable[[], Awaitable[None]], *, until: float)
 async def _served(api: Api, options: Options) -> None:
     namespaces: list[str | None] = [*options.namespace_list] or [None]
     for namespace in namespaces:
-        await _get(api, namespaced(API_VERSION, "distillationruns", namespace), limit="1")
+        for kind in (RUN, SCHEDULE):
+            await _get(api, namespaced(API_VERSION, kind.plural, namespace), limit="1")
 
 
 async def _ready(url: str) -> None:

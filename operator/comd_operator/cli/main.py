@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="comd", description="Competitive multi-modal distillation.")
     top.add_argument("--version", action="version", version=f"comd {_version()}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{run,plan,validate,doctor,operator}", parser_class=_Parser
+        dest="command", required=True, metavar="{run,plan,validate,doctor,trigger,operator}", parser_class=_Parser
     )
 
     run = commands.add_parser("run", help="run a manifest on this machine; run it again to go on where it stopped")
@@ -86,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("-o", "--output", choices=("text", "json"), default="text", help="lines, or one JSON object")
     add_options(doctor.add_argument_group("with --kubernetes, as of the operator"), FILLED_IN)
 
+    trigger = commands.add_parser("trigger", help="make a run of a DistillationSchedule's template now")
+    trigger.add_argument("name", metavar="NAME", help="of the schedule")
+    trigger.add_argument("-n", "--namespace", help="of the schedule (default: the kubeconfig's, else the pod's)")
+    trigger.add_argument("--context", help="of the kubeconfig")
+
     operator = commands.add_parser("operator", help="work in a Kubernetes cluster until stopped")
     add_options(operator)
 
@@ -101,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_file(command: argparse.ArgumentParser) -> None:
     """By position, or as kubectl has it."""
-    command.add_argument("file", type=Path, nargs="?", help="YAML file with one DistillationRun")
+    command.add_argument(
+        "file", type=Path, nargs="?", help="YAML file with one DistillationRun or DistillationSchedule"
+    )
     command.add_argument("-f", "--filename", type=Path, metavar="FILE", help="the same, as kubectl has it")
     command.set_defaults(complain=command.error)
 
@@ -145,6 +152,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
                 output=arguments.output,
                 options=operator_options(arguments) if arguments.kubernetes else None,
             )
+        case "trigger":
+            from comd_operator.cli.trigger import trigger_command
+
+            return trigger_command(arguments.name, namespace=arguments.namespace, context=arguments.context)
         case "operator":
             return operator_command(arguments)
         case "validate":

@@ -8,20 +8,28 @@ from typing import TextIO
 from comd_api.exit_codes import ExitCode
 from comd_api.profile import resolve
 from comd_api.run import DistillationRun, RunSpec, Storage
+from comd_api.schedule import DistillationSchedule
 from comd_api.stages import phases_of, round_of, stage_names
 from comd_api.status import PhaseName
 from comd_operator.cli.rows import count_rows
 from comd_operator.cli.storage import choose_storage
 from comd_operator.local.workdir import WorkDir
 from comd_operator.planner import jobs_of
-from comd_operator.validation import load_run
+from comd_operator.schedules.runs import template_run
+from comd_operator.validation import load_manifest
 
 
 def plan_command(file: Path, *, storage: str | None) -> int:
-    run = load_run(file)
+    manifest = load_manifest(file)
+    run = manifest if isinstance(manifest, DistillationRun) else template_run(manifest)
     default = WorkDir(Path("runs") / run.metadata.name).store
     chosen = choose_storage(run.spec, storage, default=default)
-    print_plan(run.replace(spec=run.spec.replace(storage=chosen)), sys.stdout)
+    if isinstance(manifest, DistillationSchedule):
+        from comd_operator.cli.schedule_plan import schedule_lines
+
+        print("\n".join(schedule_lines(manifest, storage=chosen)))
+    else:
+        print_plan(run.replace(spec=run.spec.replace(storage=chosen)), sys.stdout)
     return ExitCode.DONE
 
 

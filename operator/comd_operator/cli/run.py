@@ -33,7 +33,7 @@ def run_command(
 
     command: what starts a trainer; tests have their own.
     """
-    manifest = load_run(file)
+    manifest = load_run(file)  # of a schedule its template's, once and now
     work = WorkDir(work_dir or Path("runs") / manifest.metadata.name)
     work.create()
     with work.locked():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comd_api.exit_codes import ExitCode, UserError
-from comd_operator.validation import load_runs
+from comd_operator.validation import load_manifests
 
 
 def validate_command(files: Sequence[Path]) -> int:
@@ -13,10 +13,10 @@ def validate_command(files: Sequence[Path]) -> int:
     bad = False
     for path in files:
         try:
-            runs = load_runs(path)
+            manifests = load_manifests(path)
         except UserError as error:
             bad = True
             print(error, file=sys.stderr)
         else:
-            print(f"{path}: {', '.join(run.metadata.name for run in runs)} valid")
+            print(f"{path}: {', '.join(manifest.metadata.name for manifest in manifests)} valid")
     return ExitCode.USER_ERROR if bad else ExitCode.DONE

@@ -18,6 +18,10 @@ MANAGER = f"{GROUP}/operator"
 GENERATION = f"{GROUP}/generation"
 """An annotation: of the run, when a Job was made for it."""
 
+SCHEDULE = f"{GROUP}/schedule"
+"""A label of runs that a schedule has made: its name."""
+SLOT = f"{GROUP}/slot"
+"""An annotation: when the run was to start."""
 CONTENT = f"{GROUP}/content"
 """An annotation: a hash of what of the run's spec a Job was made of (`planner.content`)."""
 

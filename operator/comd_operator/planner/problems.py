@@ -37,7 +37,7 @@ def _problems(spec: RunSpec) -> Iterator[str]:
         )
         return
     if spec.trainer.image is None:
-        yield "spec.trainer.image is not set, and the operator was started without --trainer-image; set one of them"
+        yield "spec.trainer.image is not set, nor the operator's --trainer-image (the chart's defaults.trainerImage); set one of them"
     yield from _of_folder(spec.storage, spec.trainer)
     yield from _of_gpus(spec.trainer)
     yield from _of_volumes(spec.trainer.pod_template.spec)

@@ -43,7 +43,7 @@ def conditions(
     if status.phase == "Stalled" and hold is not None and hold.queued:
         true_types = ("Queued", *true_types)
     return [
-        _condition(
+        condition(
             kind,
             status="True" if kind in true_types else "False",
             reason=reason,
@@ -59,7 +59,7 @@ def conditions(
 def refused(status: RunStatus, generation: int, *, message: str, now: datetime) -> RunStatus:
     """The status of a run whose spec can't be read, and of which nothing was begun."""
     entries = [
-        _condition(
+        condition(
             kind,
             status="True" if kind == "Stalled" else "False",
             reason="InvalidSpec",
@@ -73,7 +73,7 @@ def refused(status: RunStatus, generation: int, *, message: str, now: datetime) 
     return status.replace(phase="Stalled", observed_generation=generation, conditions=entries)
 
 
-def _condition(
+def condition(
     kind: str,
     *,
     status: Literal["True", "False"],
@@ -83,7 +83,8 @@ def _condition(
     generation: int,
     now: datetime,
 ) -> Condition:
-    old = next((condition for condition in before if condition.type == kind), None)
+    """One whose status did not flip keeps its time. before: the conditions as they were."""
+    old = next((entry for entry in before if entry.type == kind), None)
     flipped = old is None or old.status != status
     return Condition(
         type=kind,

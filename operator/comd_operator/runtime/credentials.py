@@ -34,7 +34,7 @@ async def load(*, context: str | None = None) -> Configuration:
             return configuration
         except config.ConfigException:
             pass
-    file = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+    file = _kubeconfig()
     if not any(Path(part).exists() for part in file.split(os.pathsep)):
         raise UserError(
             f"no way to an API server: there is no service account here, and no kubeconfig {file}; set KUBECONFIG, or run in a pod"
@@ -53,6 +53,32 @@ async def load(*, context: str | None = None) -> Configuration:
         configuration.refresh_api_key_hook = _Plugin(loader).renew  # type: ignore[assignment]
     configuration.proxy = configuration.proxy or _proxy_for(str(configuration.host))
     return configuration
+
+
+def current_namespace(*, context: str | None = None) -> str | None:
+    """Of the kubeconfig's context, or of our own pod; None where neither says."""
+    if not context and (found := own_namespace()) is not None:
+        return found
+    try:
+        contexts, active = config.list_kube_config_contexts(config_file=_kubeconfig())  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError):
+        return None  # `load` says what is wrong with it.
+    chosen = next((entry for entry in contexts if entry["name"] == context), None) if context else active
+    namespace = ((chosen or {}).get("context") or {}).get("namespace")
+    return str(namespace) if namespace else None
+
+
+def own_namespace() -> str | None:
+    """The pod's, where there is one."""
+    try:
+        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _kubeconfig() -> str:
+    return os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
 
 
 def _check_context(context: str | None, file: str) -> None:

@@ -1,4 +1,4 @@
-"""Which run, stage and attempt a log line is about, so that each carries it."""
+"""Which run, stage and attempt, or which schedule, a log line is about, so that each carries it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,9 @@ _about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # no
 
 
 @contextmanager
-def about(*, run: str, namespace: str, stage: StageStatus | None = None) -> Iterator[None]:
-    token = _about.set({"run": run, "namespace": namespace})
+def about(*, namespace: str, stage: StageStatus | None = None, **who: str) -> Iterator[None]:
+    """who: `run` or `schedule`, by its name."""
+    token = _about.set({**who, "namespace": namespace})
     at(stage)
     try:
         yield

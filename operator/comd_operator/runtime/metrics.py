@@ -35,19 +35,28 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         own = "comd_operator"
-        self.reconciles = Counter(f"{own}_reconciles", "Runs that were worked on.", ["result"], registry=registry)
-        self.reconcile_duration = Histogram(
-            f"{own}_reconcile_duration_seconds", "Time to work on a run once.", buckets=_SECONDS, registry=registry
+        self.reconciles = Counter(
+            f"{own}_reconciles", "Runs and schedules that were worked on.", ["result"], registry=registry
         )
-        self.queue_depth = Gauge(f"{own}_queue_depth", "Runs that wait to be worked on.", registry=registry)
-        self.queue_adds = Counter(f"{own}_queue_adds", "Runs put into the queue.", registry=registry)
-        self.queue_retries = Counter(f"{own}_queue_retries", "Runs put back after an error.", registry=registry)
+        self.reconcile_duration = Histogram(
+            f"{own}_reconcile_duration_seconds",
+            "Time to work on a run or schedule once.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_depth = Gauge(
+            f"{own}_queue_depth", "Runs and schedules that wait to be worked on.", registry=registry
+        )
+        self.queue_adds = Counter(f"{own}_queue_adds", "Runs and schedules put into the queue.", registry=registry)
+        self.queue_retries = Counter(
+            f"{own}_queue_retries", "Runs and schedules put back after an error.", registry=registry
+        )
         self.queue_latency = Histogram(
             f"{own}_queue_latency_seconds", "Wait in the queue.", buckets=_SECONDS, registry=registry
         )
         self.queue_longest = Gauge(
             f"{own}_queue_longest_running_seconds",
-            "Since when the longest of the workers has been at its run.",
+            "Since when the longest of the workers has been at its run or schedule.",
             registry=registry,
         )
         self.api_requests = Counter(
@@ -93,10 +102,24 @@ class Metrics:
         self.stage_retries = Counter(
             "comd_stage_retries", "Attempts that are followed by another.", ["stage", "exit_class"], registry=registry
         )
+        self.schedule_slots = Counter(
+            "comd_schedule_slots",
+            "Slots of schedules that are settled: started, skipped because a run was not over, or missed.",
+            ["result"],
+            registry=registry,
+        )
+        self.schedule_lateness = Histogram(
+            "comd_schedule_lateness_seconds",
+            "From a slot to when its run was made.",
+            buckets=(*_SECONDS, 60.0, 300.0, 3600.0),
+            registry=registry,
+        )
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
         """What is rare: a series that is first seen at 1 has not increased, as Prometheus sees it."""
+        for result in ("Started", "Skipped", "Missed"):
+            self.schedule_slots.labels(result=result)
         for stage in ("preflight", "pretrain", "round"):
             self.stage_queue_wait.labels(stage=stage)
             for result in ("Succeeded", "Failed"):

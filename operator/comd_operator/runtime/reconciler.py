@@ -1,14 +1,11 @@
 """observe → decide → act, for one run at a time."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
-
-from pydantic import ValidationError
 
 from comd_api.run import DistillationRun, ObjectMeta
 from comd_api.status import RunStatus, StageStatus
@@ -26,9 +23,10 @@ from comd_operator.runtime.logcontext import at
 from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe, timed
+from comd_operator.runtime.parsing import UnreadableError, parse
 from comd_operator.runtime.placing import are_unseen, since_when
 from comd_operator.runtime.progress import Progress
-from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, read_job, read_pod
+from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, ScheduleRecord, read_job, read_pod
 from comd_operator.runtime.second_look import SecondLook, ends_are_told
 from comd_operator.runtime.since import Since
 from comd_operator.runtime.store import Store
@@ -52,6 +50,7 @@ _BEFORE_IT_STARTS = ("", "ContainerCreating", "PodInitializing")
 
 @dataclass(frozen=True, kw_only=True)
 class Stores:
+    schedules: Store[ScheduleRecord]
     runs: Store[RunRecord]
     jobs: Store[JobRecord]
     pods: Store[PodRecord]
@@ -74,6 +73,8 @@ class Reconciler:
     metrics: Metrics
     defaults: ClusterDefaults
     patience: Patience
+    on_change: Callable[[set[str]], None]
+    """Is given the uids of what else is to be looked at."""
     clock: Callable[[], float]
     """Monotonic seconds."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -90,15 +91,15 @@ class Reconciler:
         Raises:
             ApiError: the API server did not do what it was asked; to be tried again.
         """
-        record = next(iter(self.stores.runs.of(uid)), None)
+        record = next((run for run in self.stores.runs.of(uid) if run.uid == uid), None)  # and not one that it owns
         if record is None or record.deleting is not None:
             self._forget(uid)
             return None
         try:
             try:
-                run = parse(record)
+                run = parse(record.body, DistillationRun, status=RunStatus)
             except UnreadableError as error:
-                if _is_ours(error.managed_by):
+                if _is_ours(error.spec.get("managedBy")):
                     await self._refuse(record, error)
                 return None
             if not _is_ours(run.spec.managed_by):
@@ -298,10 +299,10 @@ class Reconciler:
         written = await self.writer.write_status(
             run.metadata, decision.status, resource_version=record.resource_version
         )
-        self.stores.runs.put(written)
+        self._keep_run(written, record)
         measure(self.metrics, run.status or RunStatus(), decision.status)
 
-    async def _refuse(self, record: RunRecord, error: "UnreadableError") -> None:
+    async def _refuse(self, record: RunRecord, error: UnreadableError[Any]) -> None:
         """A spec that its schema takes and we can't read: a form that a schema has no words for, such as that of a map's keys."""
         before = error.status
         if before is None or before.phase in ("Succeeded", "Failed"):
@@ -313,8 +314,12 @@ class Reconciler:
         if status == before:
             return
         written = await self.writer.write_status(error.metadata, status, resource_version=record.resource_version)
-        self.stores.runs.put(written)
+        self._keep_run(written, record)
         await self._tell(error.metadata, Event(type="Warning", reason="InvalidSpec", message=str(error)))
+
+    def _keep_run(self, written: dict[str, Any], record: RunRecord) -> None:
+        """What the watch has nothing to tell of any more: the run's schedule hears of it here."""
+        self.on_change(self.stores.runs.put(written) - {record.uid})
 
     async def _tell(self, metadata: ObjectMeta, event: Event) -> None:
         log.log(logging.WARNING if event.type == "Warning" else logging.INFO, "%s: %s", event.reason, event.message)
@@ -331,31 +336,5 @@ class Reconciler:
             self.words.forget(job.uid)
 
 
-class UnreadableError(Exception):
-    """status: None when it is the status that can't be read, as one that another version has written: it is then left alone."""
-
-    def __init__(self, message: str, *, metadata: ObjectMeta, managed_by: object, status: RunStatus | None) -> None:
-        super().__init__(message)
-        self.metadata, self.managed_by, self.status = metadata, managed_by, status
-
-
 def _is_ours(managed_by: object) -> bool:
     return managed_by in (None, labels.MANAGER)
-
-
-def parse(record: RunRecord) -> DistillationRun:
-    """Raises UnreadableError, with a sentence that names the field."""
-    try:
-        return DistillationRun.model_validate_json(record.body, by_alias=True, by_name=False)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        message = f"{'.'.join(map(str, first['loc']))}: {json.dumps(first['input'], default=str)[:80]}: {first['msg']}"
-        raw = json.loads(record.body)
-        metadata = ObjectMeta.model_validate(raw["metadata"])
-        try:
-            status: RunStatus | None = RunStatus.model_validate(raw.get("status", {}), by_alias=True, by_name=False)
-        except ValidationError:
-            status = None
-            log.error("is left alone, for its status was written by another version: %s", message)
-        managed_by = raw.get("spec", {}).get("managedBy")
-        raise UnreadableError(message, metadata=metadata, managed_by=managed_by, status=status) from None

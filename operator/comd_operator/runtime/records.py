@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from comd_api.kinds import SCHEDULE
+from comd_api.status import RunPhase
 from comd_operator.planner import labels
 from comd_operator.planner.manifests import CONTAINER
 from comd_operator.policies.clock import from_text
+
+_KEPT = ("name", "namespace", "uid", "generation", "resourceVersion")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,9 +23,14 @@ class Identity:
     uid: str
     resource_version: str
     owner: str | None
-    """Uid of the run that controls it; of a run, its own."""
+    """Uid of the run that controls it; of a run and a schedule, its own."""
     deleting: datetime | None
     """When it was asked to go."""
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Uids of what is looked at when it changes."""
+        return (self.owner,) if self.owner is not None else ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +38,22 @@ class RunRecord(Identity):
     body: bytes
     """The object as JSON, without what only the API server needs. Parsed when it is worked on: as Python objects, thousands of
     runs would not fit."""
-    phase: str | None
-    """`status.phase`, for counting."""
+    phase: RunPhase | None
+    """`status.phase`."""
+    schedule: str | None
+    """Uid of the schedule that controls it."""
+    created: datetime
+    completed: datetime | None
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        return (self.uid, self.schedule) if self.schedule is not None else (self.uid,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleRecord(Identity):
+    body: bytes
+    """As of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,16 +124,27 @@ class PodRecord(Identity):
 
 
 def read_run(obj: dict[str, Any]) -> RunRecord:
-    metadata = obj["metadata"]
-    kept = {
-        key: metadata[key] for key in ("name", "namespace", "uid", "generation", "resourceVersion") if key in metadata
-    }
-    body = {**{key: value for key, value in obj.items() if key != "metadata"}, "metadata": kept}
+    metadata, status = obj["metadata"], obj.get("status", {})
     return RunRecord(
         **_identity(obj, owner=metadata["uid"]),
-        body=json.dumps(body, separators=(",", ":")).encode(),
-        phase=obj.get("status", {}).get("phase"),
+        body=_body(obj),
+        phase=status.get("phase"),
+        schedule=_controller(obj, kind=SCHEDULE.name),
+        created=from_text(metadata["creationTimestamp"]),
+        completed=_time(status.get("completionTime")),
     )
+
+
+def read_schedule(obj: dict[str, Any]) -> ScheduleRecord:
+    return ScheduleRecord(**_identity(obj, owner=obj["metadata"]["uid"]), body=_body(obj, "creationTimestamp"))
+
+
+def _body(obj: dict[str, Any], *more: str) -> bytes:
+    """more: of the metadata, beside what tells objects and their states apart."""
+    metadata = obj["metadata"]
+    kept = {key: metadata[key] for key in (*_KEPT, *more) if key in metadata}
+    body = {**{key: value for key, value in obj.items() if key != "metadata"}, "metadata": kept}
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def read_job(obj: dict[str, Any]) -> JobRecord:
@@ -214,10 +248,11 @@ def _labels(obj: dict[str, Any]) -> dict[str, str]:
     return obj["metadata"].get("labels") or {}
 
 
-def _controller(obj: dict[str, Any]) -> str | None:
-    """Uid of what controls it. Who only carries our labels is not ours."""
+def _controller(obj: dict[str, Any], *, kind: str | None = None) -> str | None:
+    """Uid of what controls it, if that is of the kind. Who only carries our labels is not ours."""
     references = obj["metadata"].get("ownerReferences") or []
-    return next((reference["uid"] for reference in references if reference.get("controller")), None)
+    controller = next((reference for reference in references if reference.get("controller")), None)
+    return controller["uid"] if controller is not None and kind in (None, controller["kind"]) else None
 
 
 def _time(text: str | None) -> datetime | None:

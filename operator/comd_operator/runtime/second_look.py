@@ -4,6 +4,8 @@ have ended before the watch of Pods has told how. Before anything is concluded f
 from collections.abc import Sequence
 from typing import Any
 
+from comd_api import API_VERSION
+from comd_api.kinds import RUN
 from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.records import JobRecord, PodRecord
 
@@ -22,10 +24,17 @@ class SecondLook:
     def __init__(self, *, api: Api) -> None:
         self._api = api
 
+    async def run(self, *, namespace: str, name: str) -> dict[str, Any] | None:
+        """None: there is no such run. Raises ApiError."""
+        return await self._one(namespaced(API_VERSION, RUN.plural, namespace, name))
+
     async def job(self, *, namespace: str, name: str) -> dict[str, Any] | None:
         """None: there is no such Job. Raises ApiError."""
+        return await self._one(namespaced("batch/v1", "jobs", namespace, name))
+
+    async def _one(self, path: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = await self._api.get(namespaced("batch/v1", "jobs", namespace, name))
+            found: dict[str, Any] = await self._api.get(path)
         except ApiError as error:
             if error.status == 404:
                 return None

@@ -22,15 +22,16 @@ Key = tuple[str, str]
 class _Held(Generic[T]):
     record: T
     version: int
-    owner: str | None
+    owners: tuple[str, ...]
 
 
 class Store(Generic[T]):
     """Its methods return the owners whose objects have changed, to be looked at."""
 
-    def __init__(self, *, read: Callable[[dict[str, Any]], T], owner: Callable[[T], str | None]) -> None:
-        """read: the record of an object; one that it raises an error for is logged and taken as not being there."""
-        self._read, self._owner = read, owner
+    def __init__(self, *, read: Callable[[dict[str, Any]], T], owners: Callable[[T], tuple[str, ...]]) -> None:
+        """read: the record of an object; one that it raises an error for is logged and taken as not being there. owners: under which
+        it is found; itself may be one of them."""
+        self._read, self._owners = read, owners
         self._held: dict[Key, _Held[T]] = {}
         self._by_owner: dict[str, dict[Key, T]] = {}
         self._passed: dict[str | None, int] = {}
@@ -105,7 +106,7 @@ class Store(Generic[T]):
     def _hold(self, obj: dict[str, Any]) -> _Held[T] | None:
         try:
             record = self._read(obj)
-            return _Held(record, _version(obj), self._owner(record))
+            return _Held(record, _version(obj), self._owners(record))
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             log.error("%s can't be read and is left out: %r", "/".join(_key(obj)), error)
             return None
@@ -115,16 +116,16 @@ class Store(Generic[T]):
 
     def _set(self, key: Key, new: _Held[T] | None) -> set[str]:
         old = self._held.pop(key, None)
-        if old is not None and old.owner is not None:
-            siblings = self._by_owner[old.owner]
+        for owner in old.owners if old is not None else ():
+            siblings = self._by_owner[owner]
             del siblings[key]
             if not siblings:
-                del self._by_owner[old.owner]
+                del self._by_owner[owner]
         if new is not None:
             self._held[key] = new
-            if new.owner is not None:
-                self._by_owner.setdefault(new.owner, {})[key] = new.record
-        return {held.owner for held in (old, new) if held is not None and held.owner is not None}
+            for owner in new.owners:
+                self._by_owner.setdefault(owner, {})[key] = new.record
+        return {owner for held in (old, new) if held is not None for owner in held.owners}
 
 
 class Listing(Generic[T]):

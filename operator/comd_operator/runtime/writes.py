@@ -1,5 +1,5 @@
-"""Everything that the operator writes: Jobs and a Service of a run, its status, Events. Nothing else is ever written, and
-nothing of the user's object but `status`."""
+"""Everything that the operator writes: runs of a schedule, Jobs and a Service of a run, statuses, Events. Nothing else is ever written,
+and nothing of the user's object but `status`."""
 
 import hashlib
 import logging
@@ -7,7 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from comd_api import API_VERSION
+from comd_api.kinds import RUN, SCHEDULE, Kind
 from comd_api.run import DistillationRun, ObjectMeta
+from comd_api.schedule import DistillationSchedule, ScheduleStatus
 from comd_api.status import RunStatus
 from comd_operator.planner import labels
 from comd_operator.planner.manifests import service, service_name
@@ -35,7 +37,7 @@ class ObstacleError(Exception):
 
 
 class GoneError(Exception):
-    """The run, or its namespace, is not there any more."""
+    """The run or schedule, or its namespace, is not there any more."""
 
 
 class Writer:
@@ -51,7 +53,23 @@ class Writer:
             GoneError: the namespace is going.
             ApiError: the API server is not well; to be tried again.
         """
-        return await self._create(run, manifest, namespaced("batch/v1", "jobs", run.metadata.namespace), what="Job")
+        path = namespaced("batch/v1", "jobs", run.metadata.namespace)
+        return await self._create(run.metadata, manifest, path, what="Job")
+
+    async def create_run(self, schedule: DistillationSchedule, manifest: dict[str, Any]) -> dict[str, Any]:
+        """As `create_job`."""
+        path = namespaced(API_VERSION, RUN.plural, schedule.metadata.namespace)
+        return await self._create(schedule.metadata, manifest, path, what="DistillationRun", kind=SCHEDULE)
+
+    async def delete_run(self, name: str, *, uid: str, namespace: str) -> None:
+        """The run of a schedule; what it owns goes after it."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        options |= {"preconditions": {"uid": uid}}  # type: ignore[dict-item]
+        try:
+            await self._api.delete(namespaced(API_VERSION, RUN.plural, namespace, name), body=options)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or another one by now
+                raise
 
     async def ensure_service(self, run: DistillationRun) -> None:
         """The Service that gives the pods of a run their names. Errors as `create_job`."""
@@ -61,20 +79,20 @@ class Writer:
             found = await self._api.get(f"{path}/{name}")
         except ApiError as error:
             if error.status == 404:
-                await self._create(run, manifest, path, what="Service")
+                await self._create(run.metadata, manifest, path, what="Service")
                 return
             obstacle = _obstacle(error, what=f"Service {name}")
             if obstacle is None:
                 raise
             raise ObstacleError(obstacle) from error
-        _must_be_ours(run, found, what="Service")
+        _must_be_ours(run.metadata, found, what="Service")
 
     async def delete_service(self, run: DistillationRun) -> None:
         """If it is there, and this run's."""
         path = f"{namespaced('v1', 'services', run.metadata.namespace)}/{service_name(run)}"
         try:
             found = await self._api.get(path)
-            _must_be_ours(run, found, what="Service")
+            _must_be_ours(run.metadata, found, what="Service")
             await self._api.delete(path, body={"preconditions": {"uid": found["metadata"]["uid"]}})
         except ObstacleError:
             return
@@ -82,14 +100,17 @@ class Writer:
             if error.status not in (403, 404, 409):  # It goes with the run, where it may not be deleted before.
                 raise
 
-    async def _create(self, run: DistillationRun, manifest: dict[str, Any], path: str, *, what: str) -> dict[str, Any]:
+    async def _create(
+        self, owner: ObjectMeta, manifest: dict[str, Any], path: str, *, what: str, kind: Kind = RUN
+    ) -> dict[str, Any]:
+        """kind: of the owner."""
         name = manifest["metadata"]["name"]
         try:
             made: dict[str, Any] = await self._api.create(path, manifest)
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
                 found: dict[str, Any] = await self._api.get(f"{path}/{name}")
-                _must_be_ours(run, found, what=what)
+                _must_be_ours(owner, found, what=what, kind=kind)
                 return found
             if is_namespace_gone(error):
                 raise GoneError from error
@@ -144,9 +165,11 @@ class Writer:
             raise ApiError(status=0, reason="Garbled", message=f"no answer to a deletion: {str(going)[:80]}")
         return going if going["kind"] == "Job" else None
 
-    async def write_status(self, metadata: ObjectMeta, status: RunStatus, *, resource_version: str) -> dict[str, Any]:
-        """The whole status in one write, refused by the server when the run has changed since it was read."""
-        path = namespaced(API_VERSION, "distillationruns", metadata.namespace, metadata.name, subresource="status")
+    async def write_status(
+        self, metadata: ObjectMeta, status: RunStatus | ScheduleStatus, *, resource_version: str, kind: Kind = RUN
+    ) -> dict[str, Any]:
+        """The whole status in one write, refused by the server when the object has changed since it was read."""
+        path = namespaced(API_VERSION, kind.plural, metadata.namespace, metadata.name, subresource="status")
         patch = [
             {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
             {"op": "add", "path": "/status", "value": status.to_wire()},
@@ -159,7 +182,7 @@ class Writer:
                 raise GoneError from error
             raise
 
-    async def tell(self, metadata: ObjectMeta, event: Event, *, now: datetime) -> None:
+    async def tell(self, metadata: ObjectMeta, event: Event, *, now: datetime, kind: Kind = RUN) -> None:
         """An Event, or one more of the same. One that is lost is no reason to fail."""
         mark = hashlib.sha256("/".join((str(metadata.uid), event.reason, event.message)).encode()).hexdigest()[:16]
         name, moment = f"{metadata.name}.{mark}", to_text(now)
@@ -170,7 +193,7 @@ class Writer:
             "metadata": {"name": name, "namespace": metadata.namespace},
             "involvedObject": {
                 "apiVersion": API_VERSION,
-                "kind": "DistillationRun",
+                "kind": kind.name,
                 "name": metadata.name,
                 "namespace": metadata.namespace,
                 "uid": metadata.uid,
@@ -216,17 +239,18 @@ def _obstacle(error: ApiError, *, what: str) -> Obstacle | None:
     return None
 
 
-def _must_be_ours(run: DistillationRun, found: dict[str, Any], *, what: str) -> None:
+def _must_be_ours(owner: ObjectMeta, found: dict[str, Any], *, what: str, kind: Kind = RUN) -> None:
     """Adopts by owner alone: a label can be anybody's."""
     references = found["metadata"].get("ownerReferences") or []
-    owner = next((reference for reference in references if reference.get("controller")), None)
-    if owner is not None and owner["uid"] == run.metadata.uid:
+    holder = next((reference for reference in references if reference.get("controller")), None)
+    if holder is not None and holder["uid"] == owner.uid:
         return
     name = found["metadata"]["name"]
-    leaving = owner is not None and owner.get("kind") == "DistillationRun" and owner.get("name") == run.metadata.name
+    word = "run" if kind is RUN else "schedule"
+    leaving = holder is not None and holder.get("kind") == kind.name and holder.get("name") == owner.name
     if leaving:
-        words = f"{what} {name} belongs to an earlier run of this name and is on its way out"
+        words = f"{what} {name} belongs to an earlier {word} of this name and is on its way out"
     else:
-        words = f"{what} {name} exists and is not this run's; delete it, or give the run another name"
+        words = f"{what} {name} exists and is not this {word}'s; delete it, or give the {word} another name"
     seconds = LEAVING_SECONDS if leaving else COLLISION_SECONDS
     raise ObstacleError(Obstacle(reason="NameCollision", message=words, seconds=seconds))

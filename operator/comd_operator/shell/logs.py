@@ -1,4 +1,4 @@
-"""One line a record: JSON in a pod, plain on a terminal, with run, stage and attempt on each."""
+"""One line a record: JSON in a pod, plain on a terminal, with run, stage and attempt, or schedule, on each."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
 class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         about = getattr(record, "about", {})
-        where = "/".join(str(about[key]) for key in ("namespace", "run", "stage") if key in about)
+        where = "/".join(str(about[key]) for key in ("namespace", "schedule", "run", "stage") if key in about)
         if "attempt" in about:
             where += f" a{about['attempt']}"
         moment = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")

@@ -1,4 +1,4 @@
-"""The operator put together: three watches fill the stores, whoever holds the Lease works on what changed."""
+"""The operator put together: four watches fill the stores, whoever holds the Lease works on what changed."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from comd_api import API_VERSION
+from comd_api.kinds import RUN, SCHEDULE
 from comd_operator.planner import labels
 from comd_operator.runtime.api import Api, ApiError, namespaced
+from comd_operator.runtime.credentials import own_namespace
 from comd_operator.runtime.lease import Lease, NotLeadingError
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.logcontext import about
@@ -20,31 +22,35 @@ from comd_operator.runtime.observe import Patience
 from comd_operator.runtime.progress import Progress
 from comd_operator.runtime.queue import WorkQueue
 from comd_operator.runtime.reconciler import Reconciler, Stores
-from comd_operator.runtime.records import Identity, read_job, read_pod, read_run
+from comd_operator.runtime.records import Identity, read_job, read_pod, read_run, read_schedule
 from comd_operator.runtime.reflector import Reflector, Reminder
+from comd_operator.runtime.schedules import ScheduleReconciler
 from comd_operator.runtime.second_look import SecondLook
 from comd_operator.runtime.store import Store
 from comd_operator.runtime.words import Words
 from comd_operator.runtime.writes import Writer
-from comd_operator.shell.options import Options, own_identity, own_namespace
+from comd_operator.shell.options import Options, own_identity
 from comd_operator.shell.probes import Probes
 
 log = logging.getLogger(__name__)
 
 RESOURCES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("distillationruns", API_VERSION, {}),
+    (SCHEDULE.plural, API_VERSION, {}),
+    (RUN.plural, API_VERSION, {}),
     ("jobs", "batch/v1", {"labelSelector": labels.SELECTOR}),
     ("pods", "v1", {"labelSelector": labels.SELECTOR}),
 )
 
-NOT_INSTALLED = (
-    f"the custom resource definition distillationruns.{API_VERSION.partition('/')[0]} is not installed: "
-    "kubectl apply -f crds/distillationruns.yaml; waiting for it"
-)
+
+def _not_installed(resource: str) -> str:
+    return (
+        f"the custom resource definition {resource}.{API_VERSION.partition('/')[0]} is not installed: "
+        f"kubectl apply -f crds/{resource}.yaml; waiting for it"
+    )
 
 
-def _owner(record: Identity) -> str | None:
-    return record.owner
+def _owners(record: Identity) -> tuple[str, ...]:
+    return record.owners
 
 
 class Operator:
@@ -56,13 +62,14 @@ class Operator:
         self.failed: BaseException | None = None
         self.reflectors: list[Reflector[Any]] = []
         self.stores = Stores(
-            runs=Store(read=read_run, owner=_owner),
-            jobs=Store(read=read_job, owner=_owner),
-            pods=Store(read=read_pod, owner=_owner),
+            schedules=Store(read=read_schedule, owners=_owners),
+            runs=Store(read=read_run, owners=_owners),
+            jobs=Store(read=read_job, owners=_owners),
+            pods=Store(read=read_pod, owners=_owners),
         )
         self.leading = False
         self._not_before: dict[str, float] = {}
-        """Runs that the API server wants to be left alone with, whatever changes, and until when."""
+        """Runs and schedules that the API server wants to be left alone with, whatever changes, and until when."""
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = asyncio.Event()
         self._opened = contextlib.AsyncExitStack()
@@ -79,15 +86,26 @@ class Operator:
         self._opened.push_async_callback(self.api.close)
         self.queue: WorkQueue = WorkQueue(metrics=self.metrics)
         self.progress = Progress(every_seconds=options.progress_seconds, on_change=self.queue.add, clock=time.monotonic)
-        self._reconciler = Reconciler(
+        writer, second_look = Writer(api=self.api), SecondLook(api=self.api)
+        self._runs = Reconciler(
             stores=self.stores,
-            writer=Writer(api=self.api),
+            writer=writer,
             words=Words(api=self.api),
-            second_look=SecondLook(api=self.api),
+            second_look=second_look,
             progress=self.progress,
             metrics=self.metrics,
             defaults=self.options.defaults,
             patience=Patience(start_seconds=self.options.start_patience_seconds),
+            on_change=self._changed,
+            clock=time.monotonic,
+        )
+        self._schedules = ScheduleReconciler(
+            stores=self.stores,
+            writer=writer,
+            second_look=second_look,
+            metrics=self.metrics,
+            defaults=self.options.defaults,
+            on_change=self._changed,
             clock=time.monotonic,
         )
         self._watch()
@@ -125,9 +143,10 @@ class Operator:
 
     def _watch(self) -> None:
         namespaces: list[str | None] = [*self.options.namespace_list] or [None]
-        stores: tuple[Store[Any], ...] = (self.stores.runs, self.stores.jobs, self.stores.pods)
-        not_installed = Reminder(NOT_INSTALLED)
+        known = self.stores
+        stores: tuple[Store[Any], ...] = (known.schedules, known.runs, known.jobs, known.pods)
         for (resource, api_version, params), store in zip(RESOURCES, stores, strict=True):
+            unknown = Reminder(_not_installed(resource)) if api_version == API_VERSION else None
             for namespace in namespaces:
                 self.reflectors.append(
                     Reflector(
@@ -139,7 +158,7 @@ class Operator:
                         store=store,
                         on_change=self._changed,
                         metrics=self.metrics,
-                        unknown=not_installed if api_version == API_VERSION else None,
+                        unknown=unknown,
                         resync=self.options.resync_seconds,
                     )
                 )
@@ -148,6 +167,9 @@ class Operator:
         if self.leading:
             for owner in owners:
                 self.queue.add(owner)
+                waits = self._schedules.waiting.get(owner)
+                if waits is not None:
+                    self.queue.add(waits)
 
     async def _compete(self) -> None:
         options = self.options
@@ -173,11 +195,12 @@ class Operator:
         await asyncio.gather(*(reflector.refresh() for reflector in known if self.options.leader_election))
         await asyncio.gather(*(reflector.synced.wait() for reflector in self.reflectors))
         stores = self.stores
-        log.info("leading: %d runs, %d Jobs, %d Pods", len(stores.runs), len(stores.jobs), len(stores.pods))
+        counts = len(stores.schedules), len(stores.runs), len(stores.jobs), len(stores.pods)
+        log.info("leading: %d schedules, %d runs, %d Jobs, %d Pods", *counts)
         self.leading = True
         self.metrics.leader.set(1)
         try:
-            for record in self.stores.runs:
+            for record in (*self.stores.schedules, *self.stores.runs):
                 self.queue.add(record.uid)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.progress.run(), name="progress")
@@ -220,7 +243,7 @@ class Operator:
     async def _work_on(self, uid: str) -> str:
         """What came of it, in a word."""
         try:
-            again = await self._reconciler.reconcile(uid)
+            again = await self._reconcile(uid)
         except ApiError as error:
             log.log(logging.DEBUG if error.status == 409 else logging.WARNING, "to be tried again: %s", error)
             if error.retry_after:
@@ -239,9 +262,19 @@ class Operator:
             self.queue.add_after(uid, again)
         return "done"
 
+    async def _reconcile(self, uid: str) -> float | None:
+        """A uid is a schedule's or a run's; of what is gone both let go."""
+        if self.stores.schedules.of(uid):
+            return await self._schedules.reconcile(uid)
+        self._schedules.forget(uid)
+        return await self._runs.reconcile(uid)
+
     def _about(self, uid: str) -> AbstractContextManager[None]:
-        record = next(iter(self.stores.runs.of(uid)), None)
-        return about(run=record.name, namespace=record.namespace) if record is not None else contextlib.nullcontext()
+        schedule = next(iter(self.stores.schedules.of(uid)), None)
+        if schedule is not None:
+            return about(schedule=schedule.name, namespace=schedule.namespace)
+        run = next((run for run in self.stores.runs.of(uid) if run.uid == uid), None)
+        return about(run=run.name, namespace=run.namespace) if run is not None else contextlib.nullcontext()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)

@@ -163,15 +163,6 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def own_namespace() -> str | None:
-    """The pod's, where there is one."""
-    try:
-        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError:
-        return None
-
-
 def own_identity() -> str:
     """No other process that lives may have it: a pod's name comes back, and every container has a process 1."""
     return f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"

@@ -82,7 +82,7 @@ def read_documents(path: Path) -> list[Any]:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
     documents = parse_documents(text, name=str(path))
     if not documents:
-        raise UserError(f"{path}: holds no YAML document; a DistillationRun is expected")
+        raise UserError(f"{path}: holds no YAML document; a DistillationRun or DistillationSchedule is expected")
     return documents
 
 

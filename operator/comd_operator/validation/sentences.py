@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from comd_api.base import FORMS
 from comd_api.pods import POD_FORMS
+from comd_api.schedule import SCHEDULE_FORMS
 
 Path = tuple[str | int, ...]
 
@@ -54,7 +55,9 @@ def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
                 f"{where}: {shown(value)} is not known here; right would be {limits['expected'].replace(chr(39), '')}"
             )
         case "string_pattern_mismatch":
-            form = {**FORMS, **POD_FORMS}.get(limits["pattern"], f"text that matches {limits['pattern']}")
+            form = {**FORMS, **POD_FORMS, **SCHEDULE_FORMS}.get(
+                limits["pattern"], f"text that matches {limits['pattern']}"
+            )
             return f"{where}: {shown(value)} has the wrong form; right would be {form}"
         case "string_too_long":
             return f"{where}: text of {len(value)} characters is longer than {limits['max_length']}"

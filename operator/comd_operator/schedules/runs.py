@@ -1,0 +1,95 @@
+"""The runs of a schedule: as they were observed, and as they are made."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from comd_api import API_VERSION
+from comd_api.kinds import RUN, SCHEDULE
+from comd_api.run import DistillationRun, ObjectMeta
+from comd_api.schedule import DistillationSchedule
+from comd_api.status import RunPhase
+from comd_operator.planner import ClusterDefaults, fill, labels, problem
+from comd_operator.policies.clock import to_text
+
+MAX_RUN_NAME = 63
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledRun:
+    """A run that the schedule owns, whether one of its slots or somebody's `comd trigger` has made it."""
+
+    name: str
+    uid: str
+    phase: RunPhase = "Pending"
+    created: datetime
+    completed: datetime | None = None
+    going: bool = False
+    """It was deleted, and it or what it has running is still there."""
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+
+def slot_name(schedule: str, slot: datetime) -> str:
+    """A function of schedule and slot, with minutes since 1970 as CronJob has it: whoever makes the run twice meets the first one."""
+    return f"{schedule}-{int(slot.timestamp()) // 60}"
+
+
+def manual_name(schedule: str, *, mark: str) -> str:
+    """mark: what tells the runs of one schedule apart. A long name of the schedule is cut."""
+    suffix = f"-manual-{mark}"
+    return schedule[: MAX_RUN_NAME - len(suffix)].rstrip("-") + suffix
+
+
+def slot_manifest(schedule: DistillationSchedule, slot: datetime) -> dict[str, Any]:
+    """The run of a slot."""
+    return run_manifest(
+        schedule, name=slot_name(schedule.metadata.name, slot), annotations={labels.SLOT: to_text(slot)}
+    )
+
+
+def run_manifest(
+    schedule: DistillationSchedule, *, name: str, annotations: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A run as the template has it, owned by the schedule: Kubernetes deletes it when the schedule is gone."""
+    template = schedule.spec.run_template
+    return {
+        "apiVersion": API_VERSION,
+        "kind": RUN.name,
+        "metadata": {
+            "name": name,
+            "namespace": schedule.metadata.namespace,
+            "labels": {**template.metadata.labels, labels.SCHEDULE: schedule.metadata.name},
+            "annotations": {**template.metadata.annotations, **(annotations or {})},
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": SCHEDULE.name,
+                    "name": schedule.metadata.name,
+                    "uid": schedule.metadata.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": template.spec.to_wire(),
+    }
+
+
+def template_run(schedule: DistillationSchedule) -> DistillationRun:
+    """The template as a run of the schedule's own name."""
+    metadata = ObjectMeta(name=schedule.metadata.name, namespace=schedule.metadata.namespace)
+    return DistillationRun(metadata=metadata, spec=schedule.spec.run_template.spec)
+
+
+def template_problem(schedule: DistillationSchedule, defaults: ClusterDefaults) -> str | None:
+    """Why no run of the template could begin on a cluster, in a sentence that names the field."""
+    run = fill(template_run(schedule), defaults)
+    if run.spec.managed_by not in (None, labels.MANAGER):
+        return None
+    words = problem(run)
+    if words is None:
+        return None
+    return f"spec.runTemplate.{words}" if words.startswith("spec") else f"spec.runTemplate: {words}"

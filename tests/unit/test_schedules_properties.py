@@ -1,0 +1,180 @@
+"""What holds of schedules under every interleaving: hypothesis plays the user, the runs, the clock and the crashes. And a whole year of
+three zones, played in seconds."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from comd_api.schedule import ScheduleStatus
+from comd_operator.policies.clock import from_text
+from comd_operator.policies.hold import Obstacle
+from comd_operator.schedules import decide
+from comd_operator.schedules.runs import slot_name
+from comd_operator.schedules.timetable import Timetable
+from tests.unit.schedules import NAME, START, ScheduleWorld
+
+TIMETABLES = [["0 * * * *"], ["*/20 * * * *", "7 3 * * *"], ["30 1,2 * * *"], ["@daily"]]
+ZONES = ["Etc/UTC", "America/Los_Angeles", "Europe/Berlin"]
+POLICIES = ["Allow", "Forbid", "Replace"]
+SPECS = st.fixed_dictionaries(
+    {
+        "schedules": st.sampled_from(TIMETABLES),
+        "timeZone": st.sampled_from(ZONES),
+        "concurrencyPolicy": st.sampled_from(POLICIES),
+        "startingDeadlineSeconds": st.none() | st.integers(1, 10_000),
+        "successfulRunsHistoryLimit": st.integers(0, 3),
+        "failedRunsHistoryLimit": st.integers(0, 3),
+        "suspend": st.booleans(),
+    }
+)
+OBSTACLES = (None, None, None, Obstacle(reason="Forbidden", message="quota", seconds=30.0))
+JUMPS = st.integers(0, 4000) | st.integers(0, 400_000) | st.integers(-4000, 0)
+
+
+class Interleavings(RuleBasedStateMachine):
+    @initialize(spec=SPECS, catch_up=st.integers(1, 4))
+    def begin(self, spec: dict[str, Any], catch_up: int) -> None:
+        if spec["concurrencyPolicy"] == "Allow":
+            spec = {**spec, "catchUp": catch_up}
+        self.world = ScheduleWorld(**{key: value for key, value in spec.items() if value is not None})
+        self.seen = START
+        """The latest that a clock has shown when the schedule was looked at."""
+        self.changed = START
+        """When a change of what names slots was last seen."""
+        self.edited = False
+
+    @rule(seconds=JUMPS, calls=st.integers(0, 4) | st.just(99), obstacle=st.sampled_from(OBSTACLES))
+    def reconcile(self, seconds: int, calls: int, obstacle: Obstacle | None) -> None:
+        world = self.world
+        before, made, runs = world.status, len(world.made), dict(world.runs)
+        decision = world.step(seconds, obstacle=obstacle, calls=calls)
+        if self.edited and world.status != before:
+            self.changed, self.edited = world.now.replace(microsecond=0), False
+        self.seen = max(self.seen, world.now)
+        new = world.made[made:]
+        self.check_starts(new, runs)
+        if obstacle is not None:
+            assert not decision.create or not new
+        if before.settled_time is not None and world.status.settled_time is not None:
+            assert from_text(world.status.settled_time) >= from_text(before.settled_time), "it only ever grows"
+
+    def check_starts(self, new: list[str], runs: dict[str, Any]) -> None:
+        world = self.world
+        spec = world.schedule.spec
+        assert len(new) <= spec.catch_up
+        if not new:
+            return
+        assert not spec.suspend
+        if spec.concurrency_policy != "Allow":
+            assert len(new) == 1
+            assert not [run for run in runs.values() if not run.ended], "never two at once"
+        times = Timetable(spec.schedules, time_zone=spec.time_zone)
+        for name in new:
+            slot = datetime.fromtimestamp(int(name.rpartition("-")[2]) * 60, UTC)
+            assert times.until(slot) == slot, "it is a slot"
+            assert slot <= world.now, "not before its time"
+            assert slot > self.changed or self.edited, "not of before the change"
+
+    @precondition(lambda self: self.world.active)
+    @rule(phase=st.sampled_from(["Succeeded", "Failed"]), data=st.data())
+    def run_ends(self, phase: Any, data: st.DataObject) -> None:
+        names = sorted(run.name for run in self.world.active if not run.going)
+        if names:
+            self.world.end(data.draw(st.sampled_from(names)), phase)
+
+    @rule()
+    def what_was_deleted_is_gone(self) -> None:
+        self.world.clear()
+
+    @rule(mark=st.integers(0, 3))
+    def user_triggers(self, mark: int) -> None:
+        if f"{NAME}-manual-{mark}" not in self.world.runs:
+            self.world.trigger(str(mark))
+
+    @rule(timetable=st.sampled_from(TIMETABLES), zone=st.sampled_from(ZONES))
+    def user_changes_the_timetable(self, timetable: list[str], zone: str) -> None:
+        if self.world.status.settled_time is None:
+            return  # It has yet to be seen.
+        self.world.edit(schedules=timetable, time_zone=zone)
+        self.edited = True
+
+    @rule(policy=st.sampled_from(POLICIES), suspend=st.booleans(), limit=st.integers(0, 3))
+    def user_edits(self, policy: Any, suspend: bool, limit: int) -> None:
+        self.world.edit(concurrency_policy=policy, suspend=suspend, successful_runs_history_limit=limit, catch_up=1)
+
+    @invariant()
+    def a_slot_is_started_at_most_once(self) -> None:
+        assert len(self.world.made) == len(set(self.world.made))
+
+    @invariant()
+    def history_limits_hold_after_a_look(self) -> None:
+        spec, runs = self.world.schedule.spec, list(self.world.runs.values())
+        decision = self.world.decide()
+        gone = {run.name for run in decision.expire}
+        for phase, limit in (
+            ("Succeeded", spec.successful_runs_history_limit),
+            ("Failed", spec.failed_runs_history_limit),
+        ):
+            kept = [run for run in runs if run.phase == phase and run.name not in gone and not run.going]
+            assert len(kept) <= limit
+        assert not gone & {run.name for run in self.world.active}, "what runs is never cleaned up"
+
+    @invariant()
+    def the_schema_holds_the_status(self) -> None:
+        ScheduleStatus.model_validate(self.world.status.to_wire())
+
+    @invariant()
+    def asking_again_changes_nothing(self) -> None:
+        world = self.world
+        decision = world.decide()
+        if decision.create or decision.replace or decision.expire:
+            return
+        world.schedule, kept = world.schedule.replace(status=decision.status), world.schedule
+        again = world.decide()
+        world.schedule = kept
+        assert again.status == decision.status
+        assert (again.event, again.create, again.started, again.missed, again.skipped) == (None, (), 0, 0, 0)
+
+
+Interleavings.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestInterleavings = Interleavings.TestCase
+
+
+@pytest.mark.parametrize("zone", ["America/Los_Angeles", "Europe/Berlin", "Australia/Sydney"])
+def test_a_year(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only moves to where it was told to look again, which is as far as the next slot. Every slot is started once, at its
+    second, with a write and an event for it and one write for its run's end; also on the days on which clocks change."""
+    monkeypatch.setattr(decide, "LONGEST_SECONDS", 8 * 86_400.0)
+    began = time.process_time()
+    world = ScheduleWorld(schedules=["30 1,2,3 * * *", "0 12 * * MON"], timeZone=zone, concurrencyPolicy="Forbid")
+    end = START + timedelta(days=366)
+    while world.now < end:
+        decision = world.step()
+        assert decision.requeue_after is not None
+        if world.active:
+            world.end_all()
+            world.step()
+        world.now += timedelta(seconds=decision.requeue_after)
+    local = ZoneInfo(zone)
+    minutes = (START + timedelta(minutes=30 * number) for number in range(1, 366 * 48))
+    clocks = ((minute, minute.astimezone(local)) for minute in minutes)
+    expected = [
+        slot_name(NAME, minute)
+        for minute, clock in clocks
+        if (clock.minute, clock.hour) in ((30, 1), (30, 2), (30, 3))
+        or (clock.weekday(), clock.hour, clock.minute) == (0, 12, 0)
+    ]
+    assert world.made == expected[: len(world.made)]
+    assert len(world.made) in (len(expected), len(expected) - 1)
+    assert len(world.made) == 366 * 3 + 52, "a slot is skipped in spring, and one comes twice in autumn"
+    assert world.writes == 1 + 2 * len(world.made)
+    assert len(world.events) == len(world.made)
+    assert time.process_time() - began < 20

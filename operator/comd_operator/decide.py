@@ -145,7 +145,7 @@ def _observe(run: DistillationRun, status: RunStatus, children: Sequence[Child],
         )  # This attempt has shown that it can be.
         status = ledger.put(status, stage)
     if child.state == "Queued":
-        return queue.enter(status, stage, now, preempted=child.preempted)
+        return queue.enter(status, stage, now, preempted=child.preempted, vanished=child.vanished)
     if child.state == "Running":
         return queue.leave(status, stage, now)
     result = child.result

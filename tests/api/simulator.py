@@ -71,6 +71,8 @@ class Simulator:
         self.seen: set[str] = set()
         self.pods: dict[str, dict[str, Any]] = {}
         """Pods that were ever started, by name."""
+        self.kill_with = 143
+        """Code of a container whose pod is deleted."""
         self._told: dict[str, End | None] = {}
         self._stopped: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +128,7 @@ class Simulator:
         uid = pod["metadata"]["uid"]
         if uid not in self._stopped and pod["status"]["phase"] not in ("Succeeded", "Failed"):
             self._stopped.add(uid)
-            await self.end(pod, End(code=143))
+            await self.end(pod, End(code=self.kill_with))
 
     async def end(self, pod: dict[str, Any], end: End) -> None:
         """First the container, as the kubelet has it; then the pod."""

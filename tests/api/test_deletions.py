@@ -50,7 +50,20 @@ async def _pod_by_eviction(world: World, nodes: Simulator) -> None:
     await world.api.create(f"{world.core('pods', name)}/eviction", eviction)
 
 
-DEEDS: list[Deed] = [_job_in_the_background, _job_in_the_foreground, _pod, _pod_by_eviction]
+async def _pod_that_does_not_listen(world: World, nodes: Simulator) -> None:
+    """It is killed when its grace period is over, with a code that no rule of its Job knows."""
+    pod = nodes.pods_of("tiny-pretrain-a1")[0]
+    nodes.kill_with = 137
+    await world.api.delete(world.core("pods", pod["metadata"]["name"]))
+
+
+DEEDS: list[Deed] = [
+    _job_in_the_background,
+    _job_in_the_foreground,
+    _pod,
+    _pod_by_eviction,
+    _pod_that_does_not_listen,
+]
 
 
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__.strip("_"))

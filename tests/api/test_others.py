@@ -93,6 +93,18 @@ async def test_a_label_that_a_policy_engine_changes(world: World) -> None:
     assert len(world.job_names()) == len(set(world.job_names())) == 2
 
 
+async def test_a_label_that_a_policy_engine_changes_on_pods(world: World) -> None:
+    """Their Job keeps its own, so that the run is told of its end, and the result is in a pod that no watch tells of."""
+    await world.apply(make_manifest())
+    async with operating(world), world.simulated(runs_on) as nodes:
+        pod = await until_pod(world, nodes, "tiny-preflight-a1")
+        change = {"metadata": {"labels": {labels.MANAGED_BY: "platform"}}}
+        await world.api.patch(world.core("pods", pod["metadata"]["name"]), change, content_type=MERGE)
+        await nodes.end_job("tiny-preflight-a1")
+        status = await world.until(lambda status: stage_of(status, "pretrain").get("phase") == "Running")
+    assert (stage_of(status, "preflight")["phase"], stage_of(status, "preflight")["attempt"]) == ("Succeeded", 1)
+
+
 async def test_a_job_that_somebody_s_finalizer_keeps(world: World) -> None:
     """The run waits for it, and says so: named at once, stalled when patience is over."""
     await world.apply(make_manifest(trainer__podTemplate__spec__terminationGracePeriodSeconds=15))

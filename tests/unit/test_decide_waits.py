@@ -82,6 +82,20 @@ def test_a_wait_ends_when_all_pods_have_run() -> None:
     assert world.condition("Failed") == ("True", "Deadline")
 
 
+def test_pods_that_vanish_after_hours_have_not_waited_all_that_time() -> None:
+    """The Job controller is away for a minute just as a pod goes: the run would have failed for its first wait."""
+    world = world_of(**QUEUE, queueDeadlineSeconds=600)
+    world.step()
+    world.run_on()
+    world.step(seconds=10)
+    world.step(seconds=7200)
+    world.set(state="Queued", started=False, vanished=True, wait=Wait(reason="NoPods", message="none"))
+    world.step(seconds=20)
+    assert (world.status.phase, world.stage.preemptions) == ("Queued", 0)
+    world.step(seconds=600)
+    assert world.condition("Failed") == ("True", "Deadline"), "it is a wait since then"
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_job_of_an_earlier_spec_is_made_anew(ended: bool) -> None:
     """The spec may change until the run has begun; we were stopped between making its first Job and writing that down."""

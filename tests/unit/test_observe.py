@@ -98,8 +98,8 @@ ADMITTED_ONCE = condition("Suspended", "False", reason="JobResumed", since=30)
 @pytest.mark.parametrize(
     ("conditions", "queue", "wait", "reason", "text", "preempted"),
     [
-        ([], "gpus", None, "Suspended", "waits in the queue gpus", False),
-        ([condition("Suspended", since=0)], "gpus", None, "Suspended", "waits in the queue gpus", False),
+        ([], "gpus", None, "Queued", "waits in the queue gpus", False),
+        ([condition("Suspended", since=0)], "gpus", None, "Queued", "waits in the queue gpus", False),
         (
             [condition("Suspended", since=1)],
             "gpus",
@@ -110,8 +110,8 @@ ADMITTED_ONCE = condition("Suspended", "False", reason="JobResumed", since=30)
         ),
         # Kueue takes it back: spec.suspend first, the condition a tenth of a second later.
         ([ADMITTED_ONCE], "gpus", Wait(reason="Preempted", message="to accommodate"), "Preempted", "to acc", True),
-        ([condition("Suspended", since=2)], "gpus", None, "Suspended", "waits in the queue gpus", False),
-        ([condition("Suspended", since=40)], "gpus", None, "Suspended", "waits in the queue gpus", True),
+        ([condition("Suspended", since=2)], "gpus", None, "Queued", "waits in the queue gpus", False),
+        ([condition("Suspended", since=40)], "gpus", None, "Queued", "waits in the queue gpus", True),
         ([], None, None, "Suspended", "was suspended by somebody else", False),
         ([condition("Suspended", since=40)], None, None, "Suspended", "was suspended by somebody else", True),
     ],

@@ -13,7 +13,7 @@ from comd_operator.policies.outcome import CLASS_OF_CODE
 from comd_operator.runtime.observe import _CLASS_OF_RULE
 from comd_operator.runtime.records import JobRecord, PodRecord
 from comd_trainer.nodes import End, Nodes
-from tests.unit.kube_objects import complete_job, disrupted, ended_pod, failed_job, message, now, pod
+from tests.unit.kube_objects import complete_job, condition, disrupted, ended_pod, failed_job, job, message, now, pod
 from tests.unit.test_observe import DONE, seen
 
 
@@ -98,7 +98,14 @@ ENDED = {
     "exit 1, only a log": Ended(
         failed_job(), [ended_pod(1, text="Traceback\n  line\nKeyError: 'x'\n")], "Failed", "Failed", "| KeyError: 'x'"
     ),
-    "exit 1, no pod left": Ended(failed_job(), [], "Failed", "Failed", "BackoffLimitExceeded: Job has reached"),
+    "deleted by hand, no pod left": Ended(failed_job(), [], "Failed", "TryAgain", "was deleted before its end was read"),
+    "deleted by hand, another node's pod left": Ended(
+        failed_job(nodes=2), [ended_pod(0, text=DONE, index=1)], "Failed", "TryAgain", "was deleted before its end was read"
+    ),
+    "ended by somebody's deadline": Ended(
+        job(conditions=[condition("Failed", reason="DeadlineExceeded", message="too long", since=100)]),
+        [], "Failed", "Failed", "DeadlineExceeded: too long",
+    ),
     "exit 137": Ended(failed_job(), [ended_pod(137)], "Failed", "OutOfMemory", "killed by signal 9"),
     "exit 139": Ended(failed_job(), [ended_pod(139)], "Failed", "Failed", "SIGSEGV"),
     "exit 143": Ended(failed_job(exit_rule(3, 143)), [ended_pod(143)], "Failed", "TryAgain", "stopped by signal 15"),

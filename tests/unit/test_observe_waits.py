@@ -1,9 +1,12 @@
 """Jobs whose trainers have ended and whose pods have not; waits of which nobody tells, or that end by somebody's hand alone."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from comd_operator.runtime.observe import LOST_SECONDS, OUTLIVED_SECONDS, next_look, observe
-from comd_operator.runtime.placing import QUIET_SECONDS, UNBOUND_SECONDS, no_node_could
+from comd_operator.runtime.placing import QUIET_SECONDS, UNBOUND_SECONDS, no_node_could, podless_key
 from comd_operator.runtime.records import JobRecord, PodRecord, read_job
 from tests.unit.kube_objects import (
     condition,
@@ -57,12 +60,8 @@ def test_a_pod_that_lives_on_is_one_of_which_every_trainer_has_ended(pods: list[
 
 # Waits of which nobody tells, or that end by somebody's hand alone.
 
-NOT_PLACED = pod(phase="Pending", node=None)
-GATED = pod(
-    phase="Pending",
-    node=None,
-    conditions=[condition("PodScheduled", "False", reason="SchedulingGated", message="blocked by gates")],
-)
+NOT_PLACED = replace(pod(phase="Pending", node=None), created=now(0))
+GATED = replace(NOT_PLACED, gated="blocked by gates")
 UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
 FULL_AND_NEVER = "0/2 nodes are available: 2 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never."
 NO_PLACE = (
@@ -141,3 +140,58 @@ def test_a_pod_is_lost_by_our_own_clock() -> None:
             job(), [going], wait=None, progress=None, patience=PATIENCE, ages={going.uid: age}, now=now(1e5)
         )
         assert child.lost == lost
+
+
+def with_status(found: dict[str, Any], **status: Any) -> JobRecord:
+    return read_job({**found, "status": {**found["status"], **status}})
+
+
+@pytest.mark.parametrize("made", [NOT_PLACED, GATED])
+def test_a_pod_that_was_made_late_has_not_waited_since_its_job_began(made: PodRecord) -> None:
+    """A quota had no room for it for an hour."""
+    found, late = job(started=0), replace(made, created=now(3600))
+    first = seen(found, late, after=3601)
+    assert first.wait is None or not first.wait.stuck
+    if made is NOT_PLACED:
+        left = next_look(found, [late], wait=None, patience=PATIENCE, ages=ages(found, late, after=3601), now=now(3601))
+        assert (first.state, left) == ("Running", QUIET_SECONDS - 1)
+    stalled = seen(found, late, after=3600 + 300)
+    assert stalled.wait is not None
+    assert stalled.wait.stuck
+
+
+def test_a_scheduler_that_fails_is_not_one_that_does_not_look() -> None:
+    placed = condition("PodScheduled", "False", reason="SchedulerError", message="extender: connection refused")
+    found, tried = job(started=0), pod(phase="Pending", node=None, conditions=[placed])
+    assert seen(found, tried, after=5).state == "Running", "it tries again"
+    child = seen(found, tried, after=30)
+    assert child.wait is not None
+    assert child.wait.reason == "NotScheduled"
+    assert "extender: connection refused" in child.wait.message
+    assert "no scheduler has looked" not in child.wait.message
+
+
+def test_that_a_job_never_had_pods_is_known_after_a_start_as_before() -> None:
+    """What we count ourselves begins anew then, and the run would be told of as running for a while."""
+    found = job(started=0)
+    child = observe(
+        found, [], wait=None, progress=None, patience=PATIENCE, ages={podless_key(found): 0.0}, now=now(1000)
+    )
+    assert child.wait is not None
+    assert (child.state, child.wait.reason, child.wait.stuck) == ("Queued", "NoPods", True)
+
+
+@pytest.mark.parametrize(
+    ("status", "vanished"),
+    [
+        ({}, False),
+        ({"active": 1}, True),
+        ({"uncountedTerminatedPods": {}}, False),
+        ({"uncountedTerminatedPods": {"failed": ["x"]}}, True),
+        ({"conditions": [condition("FailureTarget", reason="PodFailurePolicy")]}, True),
+    ],
+)
+def test_pods_that_are_gone_before_their_job_has_ended(status: dict[str, Any], vanished: bool) -> None:
+    found = with_status(job_object(started=0), **status)
+    assert seen(found, after=1).vanished == vanished
+    assert not seen(found, running_pod(), after=1).vanished

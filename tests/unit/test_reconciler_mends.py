@@ -8,9 +8,10 @@ from comd_api.stage import StageResult
 from comd_api.status import ArtifactRef
 from comd_operator.planner import ClusterDefaults, labels
 from comd_operator.runtime.api import ApiError
+from comd_operator.runtime.placing import QUIET_SECONDS
 from comd_operator.runtime.reconciler import GONE_SECONDS, UNWATCHED_SECONDS
 from tests.unit.fake_api import refusal
-from tests.unit.kube_objects import at, condition, pod_object
+from tests.unit.kube_objects import JOB_UID, at, condition, pod_object
 from tests.unit.test_planner_manifests import UID
 from tests.unit.test_reconciler_looks import JOB, Site
 
@@ -111,6 +112,78 @@ def test_a_volume_that_is_not_there_is_told_and_given_up(words: str) -> None:
     assert words in next(entry["message"] for entry in told["conditions"] if entry["type"] == "Ready")
     site.look(300)
     assert site.deletions == ["Foreground"], "it holds no quota"
+
+
+def test_why_pods_were_once_late_does_not_explain_that_they_are_gone() -> None:
+    """A pod's object goes before its Job is told to have failed: an event of the time when a quota had no room is still there, and
+    the Job must not be given up for it."""
+    site = Site()
+    status = {"startTime": site.job["metadata"]["creationTimestamp"], "active": 1}
+    site.tell(site.stores.jobs, {**site.job, "status": status})
+    site.pod()
+    site.look(1000)
+    refused = {"reason": "FailedCreate", "message": "exceeded quota: gpus, requested: a=1, used: a=0, limited: a=0"}
+    site.api.answers["GET", EVENTS] = {"items": [refused]}
+    writes = len(site.api.told("PATCH"))
+    site.stores.pods.discard(site.versioned(pod_object()))
+    site.look(1)
+    assert site.deletions == []
+    assert len(site.api.told("PATCH")) == writes
+
+
+PODS = "/api/v1/namespaces/team/pods"
+
+
+def relabelled(**changes: Any) -> dict[str, Any]:
+    """A pod of the first Job on which somebody has changed our label."""
+    pod = pod_object(**changes)
+    pod["metadata"]["labels"] |= {labels.RUN_UID: UID, labels.MANAGED_BY: "platform"}
+    return pod
+
+
+def test_pods_that_no_watch_tells_of_are_asked_for_before_they_are_called_missing() -> None:
+    site = Site()
+    status = {"startTime": site.job["metadata"]["creationTimestamp"], "active": 1}
+    site.tell(site.stores.jobs, {**site.job, "status": status})
+    site.api.answers["GET", PODS] = {"items": [relabelled(state={"running": {}})]}
+    assert site.look(1) == QUIET_SECONDS, "the watch of pods may be late"
+    assert site.look(QUIET_SECONDS) == UNWATCHED_SECONDS
+    assert site.look(1000) == UNWATCHED_SECONDS
+    assert site.api.run["status"]["phase"] == "Running"
+    assert not site.stores.pods.of(UID), "nobody would tell when it goes"
+
+
+def test_the_result_of_a_pod_that_no_watch_tells_of_is_read() -> None:
+    """The stage would be tried again for ever, at no cost."""
+    site = Site()
+    ended = {"exitCode": 0, "message": StageResult(exit_class="Done").to_termination_message()}
+    site.api.answers["GET", PODS] = {"items": [relabelled(state={"terminated": ended}, phase="Succeeded")]}
+    done = [condition("Complete", reason="CompletionsReached", since=100)]
+    site.tell(site.stores.jobs, {**site.job, "status": {"conditions": done}})
+    site.look(1)
+    assert site.api.run["status"]["stages"][0]["phase"] == "Succeeded"
+    selectors = [call.body["labelSelector"] for call in site.api.told("GET") if call.path == PODS]
+    assert selectors == [f"batch.kubernetes.io/controller-uid={JOB_UID}"]
+
+
+def test_what_was_seen_of_a_pod_counts_though_it_is_gone_when_its_job_is_asked_about() -> None:
+    """Of two nodes one has left no pod, so that the API server is asked; the other's is gone by then."""
+    site = Site()
+    site.tell(site.stores.jobs, {**site.job, "spec": {**site.job["spec"], "completions": 2}})
+    ended = {
+        "exitCode": 64,
+        "message": StageResult(exit_class="UserError", message="no bucket").to_termination_message(),
+    }
+    pod = pod_object(state={"terminated": ended}, phase="Failed")
+    pod["metadata"]["labels"][labels.RUN_UID] = UID
+    site.tell(site.stores.pods, pod)
+    site.api.answers["GET", PODS] = {"items": []}
+    failed = [condition("Failed", reason="BackoffLimitExceeded", since=100)]
+    site.tell(
+        site.stores.jobs, {**site.job, "spec": {**site.job["spec"], "completions": 2}, "status": {"conditions": failed}}
+    )
+    site.look(1)
+    assert site.api.run["status"]["stages"][0]["exitClass"] == "UserError"
 
 
 def test_an_event_is_told_though_the_deletion_after_it_fails() -> None:

@@ -187,7 +187,13 @@ def test_who_is_not_well_holds_nobody_up(place: tuple[str, str], status: int, ca
 
 @pytest.mark.parametrize(
     ("waiting", "reason"),
-    [(job(), "FailedCreate"), (job(suspend=True), None), (job(queue="gpus"), "FailedCreate")],
+    [
+        (job(), "FailedCreate"),
+        (job(suspend=True), None),
+        (job(queue="gpus"), "FailedCreate"),
+        (job(queue="gpus", started=3), "FailedCreate"),
+        (job(queue="gpus", started=900), None),  # It was preempted and admitted again since.
+    ],
 )
 def test_a_job_that_no_queue_holds_speaks_by_its_events(waiting: JobRecord, reason: str | None) -> None:
     asker = Asker({EVENT_LIST: listed(event("FailedCreate", "exceeded quota", 3))}, waiting)

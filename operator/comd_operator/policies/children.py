@@ -36,6 +36,8 @@ class Child:
     """Why it is queued."""
     preempted: bool = False
     """It ran before and was sent back to the queue."""
+    vanished: bool = False
+    """It had pods, which are gone, and its end is not told yet: what it waits for now, it has not waited for before."""
     exit_class: ExitClass | None = None
     """What the body found out beside or against the result, such as `OutOfMemory`."""
     message: str = ""

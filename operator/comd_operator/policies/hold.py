@@ -7,6 +7,7 @@ from comd_api.status import RunStatus, StageStatus
 from comd_operator.policies import ledger
 from comd_operator.policies.children import Child
 from comd_operator.policies.fields import with_field
+from comd_operator.policies.queue import in_the_queue
 
 _NEXT = "; next attempt at "
 
@@ -68,6 +69,8 @@ def hold(
     if stage.exit_class == "CannotStart" and (child is None or not child.started):
         message = f"{stage.name}: {with_field(spec, stage.message or 'no reason was given')}"
         return Hold(reason="CannotStart", message=message, queued=waiting, stalled=True)
+    if wait is None and waiting and spec.queue is not None:
+        wait = in_the_queue(spec.queue.name)
     if wait is not None:
         return Hold(reason=wait.reason, message=f"{stage.name}: {wait.message}", queued=True, stalled=False)
     if waiting:

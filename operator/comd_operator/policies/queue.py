@@ -20,11 +20,18 @@ class Wait:
     """It can't end by itself: no such queue, more than the queue's maximum, a node that does not exist."""
 
 
-def enter(status: RunStatus, stage: StageStatus, now: datetime, *, preempted: bool) -> RunStatus:
+def in_the_queue(name: str) -> Wait:
+    """Until the queue itself says why: the same words before its Job is seen and afterwards, for else each would be a write."""
+    return Wait(reason="Queued", message=f"waits in the queue {name}")
+
+
+def enter(
+    status: RunStatus, stage: StageStatus, now: datetime, *, preempted: bool, vanished: bool = False
+) -> RunStatus:
     """The Job of the stage waits. Waiting on changes nothing."""
     if stage.queued_since is not None:
         return status
-    has_run = preempted and stage.exit_class != "CannotStart"
+    has_run = (preempted or vanished) and stage.exit_class != "CannotStart"
     stage = stage.replace(
         phase="Queued",
         active_seconds=stage_active(stage, now),

@@ -15,7 +15,7 @@ from comd_api.status import ExitClass
 from comd_operator.policies.children import Child, ChildState
 from comd_operator.policies.kubelet import waiting_words
 from comd_operator.policies.outcome import outcome, parse_result
-from comd_operator.policies.queue import Wait
+from comd_operator.policies.queue import Wait, in_the_queue
 from comd_operator.runtime.placing import Held, held, podless_key, speaks_in
 from comd_operator.runtime.records import JobRecord, PodRecord
 
@@ -42,6 +42,9 @@ NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
 """Reasons of an end before the container's first instruction: no such command in the image, say."""
 END_UNSEEN = frozenset({"Unknown", "ContainerStatusUnknown"})
 """Reasons of an end that nobody has seen, and whose exit code is made up: the node, or its container runtime, was started again."""
+_POD_FAILED = "BackoffLimitExceeded"
+"""A Job's reason when a pod of it has failed and no rule matched. One that fails by itself stays where it is; what is gone was deleted,
+such as while it was waiting for its image, or with a grace period that was over before it had ended."""
 _DISK_LIMIT = re.compile(r"exceed(s|ed) .*\blimit\b")
 """In a kubelet's words for an eviction that the pod itself is to blame for. Of a node that was low on memory, older ones say that
 the container "exceeds its request"."""
@@ -83,6 +86,7 @@ def observe(
         content=job.content,
         created=job.created,
         started=len({pod.index for pod in own if pod.started and pod.exit_reason not in NEVER_RAN}) >= job.nodes,
+        vanished=job.has_pods and not own,
         deleting=job.deleting is not None,
         overdue=job.deleting is not None and now - job.deleting >= timedelta(seconds=_leave_seconds(own, patience)),
     )
@@ -92,13 +96,14 @@ def observe(
         return _failed(replace(child, state="Failed", finished=job.ended_at), job, own)
     lost = next((pod for pod in own if _is_lost(pod, ages)), None)
     if job.suspended and (job.deleting is None or lost is None):
-        wait = wait or Wait(reason="Suspended", message=_suspended_by(job))
+        wait = wait or _unexplained(job)
         return replace(child, state="Queued", wait=wait, preempted=_ran_before(job))
     if ages.get(_outlived_key(job), 0.0) >= OUTLIVED_SECONDS:
         return _outlived(child, job, own)
     finished = _finishing(job, own) if job.deleting is None else None
     if finished is not None:
-        return replace(child, state="Finishing", result=finished[0], finished=finished[1])
+        # To take back what it last said of its progress would be a write of its own.
+        return replace(child, state="Finishing", result=finished[0], finished=finished[1], progress=progress)
     if lost is not None:
         message = f"node {lost.node} does not answer any more"
         return replace(child, state="Failed", exit_class="TryAgain", message=message, lingers=True, lost=True)
@@ -226,7 +231,11 @@ def _failed(child: Child, job: JobRecord, pods: Sequence[PodRecord]) -> Child:
     telling = sorted((pod for pod in fallen if not _swept_away(pod, fallen)), key=_tells_hearsay)
     accounts = [_account(pod) for pod in telling] + _rule_account(job, fallen)
     if not accounts:
-        return replace(child, exit_class="Failed", message=f"{job.ended_reason}: {job.ended_message}")
+        told = f"{job.ended_reason}: {job.ended_message}"
+        if job.ended_reason == _POD_FAILED and not fallen:
+            words = f"the pod that ended Job {job.name} was deleted before its end was read ({told})"
+            return replace(child, exit_class="TryAgain", message=words)
+        return replace(child, exit_class="Failed", message=told)
     _, exit_class, message, result = min(accounts, key=lambda account: account[0])
     return replace(child, exit_class=exit_class, message=message, result=result)
 
@@ -335,8 +344,10 @@ def _ran_before(job: JobRecord) -> bool:
     return job.suspended_since is not None and job.suspended_since - job.created > timedelta(seconds=2)
 
 
-def _suspended_by(job: JobRecord) -> str:
-    return f"waits in the queue {job.queue}" if job.queue else f"Job {job.name} was suspended by somebody else"
+def _unexplained(job: JobRecord) -> Wait:
+    if job.queue:
+        return in_the_queue(job.queue)
+    return Wait(reason="Suspended", message=f"Job {job.name} was suspended by somebody else")
 
 
 def _of_index(pods: Sequence[PodRecord], index: int) -> PodRecord | None:

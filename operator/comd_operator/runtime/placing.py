@@ -44,6 +44,28 @@ def since_when(job: JobRecord, pods: Sequence[PodRecord]) -> datetime:
     return max((pod.placed for pod in pods if pod.placed is not None), default=None) or job.started or job.created
 
 
+def are_unseen(job: JobRecord, pods: Sequence[PodRecord], ages: Mapping[str, float]) -> bool:
+    """Whether a Job's pods may be there though no watch tells of them: its controller has counted them for long."""
+    silent = job.ended is None and job.has_pods and not any(pod.job_uid == job.uid for pod in pods)
+    return silent and ages.get(podless_key(job), 0.0) >= QUIET_SECONDS
+
+
+def podless_for(job: JobRecord, pods: Sequence[PodRecord], *, ages: Mapping[str, float], now: datetime) -> float | None:
+    """Seconds for which a Job has had no pods; None when it has some. Since its start, which a start of ours does not change;
+    where its controller has not noticed yet that the pods are gone, since we have seen that."""
+    seen = ages.get(podless_key(job))
+    if pods:
+        return None
+    if seen is None or job.started is None or job.has_pods:
+        return seen
+    return _seconds(job.started, now)
+
+
+def _unplaced_for(job: JobRecord, pod: PodRecord, now: datetime) -> float:
+    """Of a pod that may have been made long after its Job, such as when a quota had no room for it."""
+    return _seconds(max(pod.created, job.started or job.created), now)
+
+
 def held(
     job: JobRecord,
     pods: Sequence[PodRecord],
@@ -68,17 +90,29 @@ def held(
     gated = next((pod for pod in pods if pod.gated is not None), None)
     if gated is not None:
         words = f"pod {gated.name} has a scheduling gate that nobody has taken off: {gated.gated}"
-        return _stuck_later("SchedulingGated", words, age=age, patience_seconds=patience_seconds)
+        return _stuck_later(
+            "SchedulingGated", words, age=_unplaced_for(job, gated, now), patience_seconds=patience_seconds
+        )
     alone = next((pod for pod in pods if pod.node is None and pod.placed is None), None)
-    if alone is not None and age >= QUIET_SECONDS:
-        words = f"no scheduler has looked at pod {alone.name}; check trainer.podTemplate.spec.schedulerName, and that this scheduler runs"
-        return _stuck_later("NotScheduled", words, age=age, patience_seconds=patience_seconds)
-    podless = ages.get(podless_key(job))
+    if alone is not None and (age := _unplaced_for(job, alone, now)) >= QUIET_SECONDS:
+        return _stuck_later("NotScheduled", _not_scheduled(alone), age=age, patience_seconds=patience_seconds)
+    podless = podless_for(job, pods, ages=ages, now=now)
     if podless is not None and (podless >= QUIET_SECONDS or job.parallelism == 0):
-        why = "somebody has set its spec.parallelism to 0" if job.parallelism == 0 else "no event of it says why"
-        words = f"Job {job.name} has no pods, and {why}"
+        words = f"Job {job.name} has no pods, and {_why_podless(job)}"
         return _stuck_later("NoPods", words, age=podless, patience_seconds=patience_seconds)
     return None
+
+
+def _not_scheduled(pod: PodRecord) -> str:
+    if pod.scheduler_error is not None:
+        return f"the scheduler can't look for a node for pod {pod.name}: {pod.scheduler_error}"
+    return f"no scheduler has looked at pod {pod.name}; check trainer.podTemplate.spec.schedulerName, and that this scheduler runs"
+
+
+def _why_podless(job: JobRecord) -> str:
+    if job.parallelism == 0:
+        return "somebody has set its spec.parallelism to 0"
+    return "the Job controller has not noticed that they are gone" if job.has_pods else "no event of it says why"
 
 
 def speaks_in(
@@ -87,11 +121,11 @@ def speaks_in(
     """Seconds until silence is news of its own, where `held` has nothing to say yet."""
     if wait is not None or any(pod.started for pod in pods):
         return None
-    podless = ages.get(podless_key(job))
+    podless = podless_for(job, pods, ages=ages, now=now)
     if podless is not None:
         return QUIET_SECONDS - podless
-    alone = any(pod.node is None and pod.placed is None and pod.unschedulable is None for pod in pods)
-    return QUIET_SECONDS - _seconds(since_when(job, pods), now) if alone else None
+    alone = next((pod for pod in pods if pod.node is None and pod.placed is None), None)
+    return QUIET_SECONDS - _unplaced_for(job, alone, now) if alone is not None else None
 
 
 def no_node_could(message: str) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,9 +24,9 @@ from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
 from comd_operator.runtime.observe import LOST_SECONDS, Patience, left_behind, next_look, observe, timed
 from comd_operator.runtime.parsing import UnreadableError, parse
-from comd_operator.runtime.placing import since_when
+from comd_operator.runtime.placing import are_unseen, since_when
 from comd_operator.runtime.progress import Progress
-from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, ScheduleRecord, read_job
+from comd_operator.runtime.records import JobRecord, PodRecord, RunRecord, ScheduleRecord, read_job, read_pod
 from comd_operator.runtime.second_look import SecondLook, ends_are_told
 from comd_operator.runtime.since import Since
 from comd_operator.runtime.store import Store
@@ -42,7 +42,7 @@ STARTING_SECONDS = 20.0
 FAILING_SECONDS = 10.0
 """A Job that can't be made for so long is told of, whatever the reason."""
 UNWATCHED_SECONDS = 5.0
-"""A Job that our label was taken off is asked for so often: no watch tells of it."""
+"""A Job or pod that our label was taken off is asked for so often: no watch tells of it."""
 GONE_SECONDS = 30.0
 """What the server says is gone is looked at again, should the watch not have told by then: the kind itself may have been away."""
 _BEFORE_IT_STARTS = ("", "ContainerCreating", "PodInitializing")
@@ -145,8 +145,10 @@ class Reconciler:
         stage = ledger.current(run.status or RunStatus())
         jobs, children = await self._jobs(run, stage)
         looks = [UNWATCHED_SECONDS for job in jobs if self.stores.jobs.get(job.namespace, job.name) is None][:1]
-        pods, namespace, now = self.stores.pods.of(run.metadata.uid), run.metadata.namespace, self.now()
-        ages = self._since.ages(run.metadata.uid, timed(jobs, pods), clock=self.clock())
+        namespace, now, told = run.metadata.namespace, self.now(), self.stores.pods.of(run.metadata.uid)
+        ages = self._since.ages(run.metadata.uid, timed(jobs, told), clock=self.clock())
+        pods, again = await self._pods(run, jobs, stage, ages=ages)
+        looks += [again] if again is not None else []
         self.progress.keep_only({job.uid for job in jobs}, run_uid=run.metadata.uid)
         left = left_behind(pods, jobs, namespace=namespace, ages=ages)
         children += [Child.of_pod(pod.name, uid=pod.uid) for pod in left]
@@ -177,7 +179,9 @@ class Reconciler:
         self, job: JobRecord, pods: Sequence[PodRecord], *, now: datetime
     ) -> tuple[Wait | None, float | None]:
         """Why nothing of a Job runs, for one of which nothing does, and when that is worth asking again."""
-        silent = job.suspended or (job.started is not None and not any(pod.started for pod in pods))
+        # What events say of the time before its pods were made does not explain that they are gone.
+        unexplained = bool(pods) or not job.has_pods
+        silent = job.suspended or (job.started is not None and unexplained and not any(pod.started for pod in pods))
         if job.ended is not None or job.deleting is not None or not silent:
             self.words.forget(job.uid)
             return None, None
@@ -206,11 +210,28 @@ class Reconciler:
                 jobs.append(job)
             elif job is not None and stage is not None and name == in_flight:
                 estranged.append(Child.estranged(stage, name))
-        current = next((job for job in jobs if job.name == in_flight), None)
-        if current is not None and not ends_are_told(current, self.stores.pods.of(uid)):
-            for pod in await self.second_look.pods(current):
-                self.stores.pods.put(pod)
         return jobs, estranged
+
+    async def _pods(
+        self, run: DistillationRun, jobs: Sequence[JobRecord], stage: StageStatus | None, *, ages: Mapping[str, float]
+    ) -> tuple[list[PodRecord], float | None]:
+        """The run's pods, those too of the Job in flight that no watch tells of: yet, or because somebody has changed our label on them.
+        And when they are to be asked for again."""
+        pods = self.stores.pods.of(str(run.metadata.uid))
+        job = next(
+            (job for job in jobs if stage is not None and ledger.in_flight(stage) and job.name == stage.job_name), None
+        )
+        if job is None:
+            return pods, None
+        unseen = are_unseen(job, pods, ages)
+        if ends_are_told(job, pods) and not unseen:
+            return pods, None
+        found = await self.second_look.pods(job)
+        for pod in filter(labels.is_watched, found):
+            self.stores.pods.put(pod)
+        # What was seen of a pod that has gone meanwhile counts on.
+        newest = {pod.uid: pod for pod in (*pods, *map(read_pod, found))}
+        return list(newest.values()), UNWATCHED_SECONDS if unseen else None
 
     def _keep(self, job: dict[str, Any]) -> None:
         """Only what the watch tells of as well: of anything else nobody would ever say that it has ended or is gone."""

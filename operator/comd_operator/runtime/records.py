@@ -78,6 +78,8 @@ class JobRecord(Identity):
     queue: str | None
     started: datetime | None
     """When the Job controller came to it, for the last time if it was suspended: only then has it said why there are no pods."""
+    has_pods: bool
+    """Whether the Job controller counts pods of it: where none are seen, it has not come to their end yet."""
     ended: str | None
     """`Complete` or `Failed`."""
     ended_at: datetime | None
@@ -96,6 +98,7 @@ class PodRecord(Identity):
     """The pod's own, such as `Evicted` and why."""
     ip: str | None
     node: str | None
+    created: datetime
     grace_seconds: float
     placed: datetime | None
     """When the scheduler found its node."""
@@ -104,6 +107,8 @@ class PodRecord(Identity):
     unschedulable_since: datetime | None
     gated: str | None
     """Words for a scheduling gate, which keeps it from the scheduler."""
+    scheduler_error: str | None
+    """The scheduler's words when it could not even look for a node."""
     disrupted: str | None
     """Reason of the condition `DisruptionTarget`: evicted, preempted, its node lost."""
     started: bool
@@ -164,6 +169,7 @@ def read_job(obj: dict[str, Any]) -> JobRecord:
         resumed=suspension.get("status") == "False",
         queue=own.get("kueue.x-k8s.io/queue-name"),
         started=_time(status.get("startTime")),
+        has_pods=_counts_pods(status) or conditions.get("FailureTarget", {}).get("status") == "True",
         ended=ended,
         ended_at=_time(end.get("lastTransitionTime")),
         ended_reason=end.get("reason", ""),
@@ -193,11 +199,13 @@ def read_pod(obj: dict[str, Any]) -> PodRecord:
         message=status.get("message", ""),
         ip=status.get("podIP"),
         node=obj["spec"].get("nodeName"),
+        created=from_text(obj["metadata"]["creationTimestamp"]),
         grace_seconds=float(obj["metadata"].get("deletionGracePeriodSeconds") or 0),
         placed=_time(placed.get("lastTransitionTime")) if placed.get("status") == "True" else None,
         unschedulable=placed.get("message", "") if unschedulable else None,
         unschedulable_since=_time(placed.get("lastTransitionTime")) if unschedulable else None,
         gated=placed.get("message", "") if unplaced == "SchedulingGated" else None,
+        scheduler_error=placed.get("message", "") if unplaced == "SchedulerError" else None,
         disrupted=disruption.get("reason", "") if disruption.get("status") == "True" else None,
         started="running" in state or bool(ended),
         waiting_reason=waiting.get("reason", ""),
@@ -208,6 +216,12 @@ def read_pod(obj: dict[str, Any]) -> PodRecord:
         exit_message=ended.get("message", ""),
         finished=_time(ended.get("finishedAt")),
     )
+
+
+def _counts_pods(status: dict[str, Any]) -> bool:
+    """Those that run or end, and those that have ended and are not booked yet: their objects go before the Job's own end is told."""
+    unbooked = status.get("uncountedTerminatedPods") or {}
+    return bool(status.get("active") or status.get("terminating") or any(unbooked.values()))
 
 
 def _failed_before(status: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 from comd_api import API_VERSION
 from comd_api.kinds import RUN
-from comd_operator.planner import labels
 from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.records import JobRecord, PodRecord
 
@@ -43,8 +42,8 @@ class SecondLook:
         return found
 
     async def pods(self, job: JobRecord) -> list[dict[str, Any]]:
-        """Those of a Job that are there. Raises ApiError."""
-        params = {"labelSelector": f"{labels.SELECTOR},{CONTROLLER}={job.uid}"}
+        """Those of a Job that are there, by the Job controller's own label: ours may have been changed. Raises ApiError."""
+        params = {"labelSelector": f"{CONTROLLER}={job.uid}"}
         found: list[dict[str, Any]] = (await self._api.get(namespaced("v1", "pods", job.namespace), params=params))[
             "items"
         ]

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from comd_api.pods import amount
+from comd_operator.policies.clock import from_text
 from comd_operator.policies.queue import Wait
 from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.records import JobRecord, PodRecord
@@ -67,13 +68,16 @@ def _can_never_be(message: str) -> bool:
     return "unavailable in ClusterQueue" in message or (bool(never) and never.issuperset(_NOT_NOW.findall(message)))
 
 
-def of_events(events: Sequence[Mapping[str, Any]], *, suspended: bool) -> Wait | None:
-    """The newest event that says why: of Kueue for a suspended Job, of the Job controller for one whose pods can't be made."""
+def of_events(events: Sequence[Mapping[str, Any]], *, suspended: bool, started: datetime | None = None) -> Wait | None:
+    """The newest event that says why: of Kueue for a suspended Job, of the Job controller for one whose pods can't be made. started: when
+    that came to the Job last; what it said before the queue had it again is over."""
     wanted = ("Stopped", "CreatedWorkload") if suspended else ("FailedCreate",)
     told = [event for event in events if event.get("reason") in wanted]
     if not told:
         return None
-    newest = max(told, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    newest = max(told, key=_when)
+    if not suspended and started is not None and _when(newest) and from_text(_when(newest)) < started:
+        return None
     message = newest.get("message", "")
     return Wait(reason=newest["reason"], message=message, stuck=not suspended and not _fits_quota(message))
 
@@ -84,9 +88,13 @@ def of_pod_events(events: Sequence[Mapping[str, Any]]) -> Wait | None:
     told = [event for event in events if event.get("reason") in _NOT_STARTED]
     if not told:
         return None
-    newest = max(told, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    newest = max(told, key=_when)
     message = newest.get("message", "")
     return Wait(reason=newest["reason"], message=message, stuck=_MISSING.search(message) is not None)
+
+
+def _when(event: Mapping[str, Any]) -> str:
+    return event.get("lastTimestamp") or event.get("eventTime") or ""
 
 
 _MISSING = re.compile(r"not found|non-existent config key")
@@ -194,7 +202,7 @@ class Words:
                 if error.status != 403:
                     raise
                 self._unreadable[job.namespace] = clock + UNREADABLE_SECONDS
-        return of_events(await self._events(job.namespace, job.uid), suspended=job.suspended)
+        return of_events(await self._events(job.namespace, job.uid), suspended=job.suspended, started=job.started)
 
     async def _ask_of_pod(self, pod: PodRecord) -> Wait | None:
         return of_pod_events(await self._events(pod.namespace, pod.uid))

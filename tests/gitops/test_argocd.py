@@ -1,6 +1,7 @@
 """Health and actions of examples/gitops/argocd/argocd-cm.yaml, run by Argo CD's interpreter on every situation there is."""
 
 from copy import deepcopy
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.gitops.situations import SITUATIONS, UNSEEN, Situation
 CONFIG: dict[str, str] = yaml.safe_load(
     (Path(__file__).parents[2] / "examples/gitops/argocd/argocd-cm.yaml").read_text()
 )["data"]
+TYPES = ("Ready", "Reconciling", "Stalled", "Suspended")
+"""What health and kstatus look at."""
 KSTATUS = {"InProgress": ("Progressing", "Suspended"), "Failed": ("Degraded",), "Current": ("Healthy",)}
 
 
@@ -53,6 +56,21 @@ def test_health(judge: Judge, situation: Situation) -> None:
     assert status in KSTATUS[situation.kstatus]
     ready = next(found for found in situation.wire["status"]["conditions"] if found["type"] == "Ready")
     assert message == f"{ready['reason']}: {ready['message']}"
+
+
+def _joined(types: set[str]) -> str:
+    return "-".join(sorted(types)) or "none"
+
+
+@pytest.mark.parametrize(
+    "true", [set(chosen) for size in range(5) for chosen in combinations(TYPES, size)], ids=_joined
+)
+def test_health_is_kstatus_in_other_words(judge: Judge, true: set[str]) -> None:
+    """Whatever conditions are true together, also those that the operator never has so today."""
+    wire = deepcopy(SITUATIONS[0].wire)
+    for condition in wire["status"]["conditions"]:
+        condition["status"] = "True" if condition["type"] in true else "False"
+    assert health(judge, wire)[0] in KSTATUS[judge.kstatus(wire)]
 
 
 @pytest.mark.parametrize("number", range(len(UNSEEN)))

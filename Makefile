@@ -40,7 +40,7 @@ test-cluster: install ## The tests' own Kubernetes cluster; skipped without root
 test-api: install ## The operator against a real API server; skipped without root or Go, except in CI
 	$(BIN)/python -m pytest tests/api
 
-test-gitops: install ## What Argo CD, Flux and kstatus see, and the examples for them; skipped without Go, except in CI
+test-gitops: install ## What Argo CD, Flux and kstatus see, and the examples for them; skipped without root or Go, except in CI
 	$(BIN)/python -m pytest tests/gitops
 
 test-chart: install ## The chart: rendered, checked, installed on a real API server; skipped without root or Go, except in CI

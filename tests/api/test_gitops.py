@@ -115,7 +115,7 @@ async def _replace(world: World, document: dict[str, Any]) -> None:
 
 
 async def test_replaced_without_force(world: World) -> None:
-    """Argo CD's `Replace=true`: the Job goes on, for the status stays."""
+    """Argo CD's `Replace=true`: the Job goes on, for the status stays; what somebody has suspended by hand goes on, too."""
     run, schedule = make_manifest(rounds__count=1), make_schedule(schedules=["0 0 1 1 *"])
     await ARGO_CD.sync(world, run, schedule)
     async with operating(world), world.simulated(runs_on) as nodes:
@@ -136,8 +136,13 @@ async def test_replaced_without_force(world: World) -> None:
             await ARGO_CD.sync(world, changed)
         with pytest.raises(ClusterError, match=REFUSED):
             await _replace(world, changed)
-    assert not job.gone
-    assert world.job_names() == ["tiny-preflight-a1", "tiny-pretrain-a1"]
+        assert not job.gone
+        assert world.job_names() == ["tiny-preflight-a1", "tiny-pretrain-a1"]
+        await world.until(lambda status: status["stages"][-1].get("jobName") == "tiny-pretrain-a1")
+        await world.change(suspend=True)
+        await world.until_phase("Suspended")
+        await _replace(world, run)
+        await world.until_job("tiny-pretrain-a2")
 
 
 async def test_replaced_with_force(world: World) -> None:

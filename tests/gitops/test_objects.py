@@ -1,6 +1,7 @@
 """What examples/gitops has for Argo CD and Flux themselves, on a real API server."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,19 @@ def test_the_patch_of_argocd_cm_leaves_the_rest(control_plane: Cluster, namespac
     kubectl("patch", "configmap", "argocd-cm", "--type=merge", f"--patch-file={patch}")
     data = json.loads(kubectl("get", "configmap", "argocd-cm", "-o", "json"))["data"]
     assert data == {"url": "https://argocd.example.com", **yaml.safe_load(patch.read_text())["data"]}
+
+
+def test_names_and_secrets_of_an_overlay_reach_both_kinds(control_plane: Cluster, tmp_path: Path) -> None:
+    """Since base/fields.yaml says where they are."""
+    secret = {"name": "s3", "literals": ["AWS_ACCESS_KEY_ID=a"], "options": {"disableNameSuffixHash": True}}
+    overlay = {
+        "resources": [os.path.relpath(EXAMPLES / "base", tmp_path.resolve())],
+        "namePrefix": "vision-",
+        "secretGenerator": [secret],
+    }
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(overlay))
+    made = {one["kind"]: one for one in yaml.safe_load_all(control_plane.kubectl("kustomize", str(tmp_path)))}
+    name = made["Secret"]["metadata"]["name"]
+    specs = [made["DistillationRun"]["spec"], made["DistillationSchedule"]["spec"]["runTemplate"]["spec"]]
+    assert name == "vision-s3"
+    assert [spec["storage"]["s3"]["secretRef"]["name"] for spec in specs] == [name] * 2

@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-chart test-e2e test-models test-kueue dashboards cluster cluster-down lint format crds bench bench-operator lock clean
+.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-gitops test-chart test-e2e test-models test-kueue dashboards cluster cluster-down lint format crds bench bench-operator lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml requirements/dev.txt
 demo: install ## The whole method on handwritten digits, with the plain control beside it
 	$(BIN)/python examples/digits/demo.py
 
-test: lint test-unit test-training test-s3 test-cluster test-api test-chart test-e2e ## All of it but what is opt-in
+test: lint test-unit test-training test-s3 test-cluster test-api test-gitops test-chart test-e2e ## All of it but what is opt-in
 
 test-unit: install ## Decisions, policies, stores: tables and properties
 	$(BIN)/python -m pytest tests/unit
@@ -39,6 +39,9 @@ test-cluster: install ## The tests' own Kubernetes cluster; skipped without root
 
 test-api: install ## The operator against a real API server; skipped without root or Go, except in CI
 	$(BIN)/python -m pytest tests/api
+
+test-gitops: install ## What Argo CD, Flux and kstatus see, and the examples for them; skipped without root or Go, except in CI
+	$(BIN)/python -m pytest tests/gitops
 
 test-chart: install ## The chart: rendered, checked, installed on a real API server; skipped without root or Go, except in CI
 	$(BIN)/python -m pytest tests/chart

@@ -51,7 +51,7 @@ def provide(name: str, say: Callable[[str], None]) -> Path:
 def source(folder: Path, module: str) -> Path:
     """Where the files of a module lie that the go.mod in `folder` pins. Raises MissingError."""
     if gotools.go() is None:
-        raise MissingError(f"no tests of the chart: no Go to get {module}")
+        raise MissingError(f"no Go to get {module}")
     command = ["go", "mod", "download", "-json", module]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -137,6 +137,10 @@ def test_bounds_are_the_operator_s() -> None:
 
 WRONG: list[tuple[Object, str]] = [
     ({"replica": 2}, "'replica' not allowed"),
+    (
+        {"commonLabels": {"app.kubernetes.io/name": "x"}},
+        "commonLabels: app.kubernetes.io/name: x is the chart's own label",
+    ),
     ({"replicas": "two"}, "/replicas"),
     ({"replicas": -1}, "/replicas"),
     ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy"),

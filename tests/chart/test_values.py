@@ -97,7 +97,7 @@ def test_forms_are_the_contract_s() -> None:
             node = target(node)["properties"][name]
         return str(target(node)["pattern"]).removeprefix("^$|")
 
-    assert form("image.repository") == form("defaults.trainerImage") == IMAGE_FORM
+    assert form("defaults.trainerImage") == IMAGE_FORM
     assert form("defaults.storage.uri") == STORE_FORM
     assert form("defaults.storage.endpoint") == URL_FORM
     assert form("defaults.storage.region") == REGION_FORM
@@ -137,10 +137,18 @@ def test_bounds_are_the_operator_s() -> None:
 
 WRONG: list[tuple[Object, str]] = [
     ({"replica": 2}, "'replica' not allowed"),
+    (
+        {"commonLabels": {"app.kubernetes.io/name": "x"}},
+        "commonLabels: app.kubernetes.io/name: x is the chart's own label",
+    ),
     ({"replicas": "two"}, "/replicas"),
     ({"replicas": -1}, "/replicas"),
     ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy"),
     ({"image": {"repository": "x y"}}, "/image/repository"),
+    ({"image": {"repository": "registry.example.com/comd/operator:0.1.0"}}, "/image/repository"),
+    ({"image": {"repository": f"registry.example.com/comd/operator@sha256:{'0' * 64}"}}, "/image/repository"),
+    ({"image": {"repository": "https://registry.example.com/comd/operator"}}, "/image/repository"),
+    ({"image": {"repository": "registry.example.com/comd/Operator"}}, "/image/repository"),
     ({"image": {"digest": "0123"}}, "/image/digest"),
     ({"image": {"name": "x"}}, "'name' not allowed"),
     ({"imagePullSecrets": ["pull"]}, "/imagePullSecrets/0"),
@@ -188,6 +196,17 @@ def test_a_wrong_value_is_refused_by_its_name(helm: Helm, values: Object, says: 
     with pytest.raises(HelmError) as caught:
         helm.render(values)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "repository",
+    ["comd", "comd/operator", "localhost/comd-operator", "registry:5000/team__a/comd.operator", "10.0.0.1:5000/a--b/c"],
+)
+def test_any_repository_is_taken(helm: Helm, repository: str) -> None:
+    (container,) = helm.render({"image": {"repository": repository, "tag": "1"}}).one("Deployment")["spec"]["template"][
+        "spec"
+    ]["containers"]
+    assert container["image"] == f"{repository}:1"
 
 
 def test_as_a_part_of_another_chart(helm: Helm) -> None:

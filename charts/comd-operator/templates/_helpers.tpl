@@ -20,6 +20,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: comd
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- /* Twice in one object a label is no YAML, and another name than the selector's is refused by the API server. */}}
+{{- range list "helm.sh/chart" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" }}
+{{- if hasKey $.Values.commonLabels . }}
+{{- fail (printf "commonLabels: %s: %s is the chart's own label; take it out" . (get $.Values.commonLabels .)) }}
+{{- end }}
+{{- end }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from comd_api.exit_codes import UserError
 from comd_api.run import S3Options
 from comd_trainer import metrics
 from comd_trainer.store.stores import open_store
@@ -44,3 +45,29 @@ def test_bytes_there_and_back(own: metrics.Record, bucket: str, s3_keys: versity
     assert counted["comd_transfer_bytes", ("download",)] == 2 * LARGE
     assert (counted["comd_transfers", ("upload",)], counted["comd_transfers", ("download",)]) == (1, 2)
     assert counted["comd_transfer_seconds", ("download",)] > 0
+
+
+def test_looking_for_what_is_not_there_is_no_failure(
+    own: metrics.Record, bucket: str, s3_keys: versity.Server, tmp_path: Path
+) -> None:
+    """One `failed` brings an alert. A bucket that is not there is one."""
+    there = open_store(f"s3://{bucket}/runs", S3Options(endpoint=s3_keys.endpoint))
+    assert there.stat("a") is None
+    assert not there.exists("a")
+    assert list(there.list("a")) == []
+    there.delete("a")
+    there.probe("a")
+    assert there.write("b", b"1")
+    assert not there.write("b", b"1", if_absent=True)
+    assert there.read_range("b", start=5, size=1) == b""
+    for look in (
+        lambda: there.read("a"),
+        lambda: there.read_range("a", start=0, size=1),
+        lambda: there.download("a", tmp_path / "a"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            look()
+    assert own.values()["comd_store_errors", ("failed",)] == 0
+    with pytest.raises(UserError, match="does not exist"):
+        open_store(f"s3://{bucket}-gone/runs", S3Options(endpoint=s3_keys.endpoint)).exists("a")
+    assert own.values()["comd_store_errors", ("failed",)] == 1

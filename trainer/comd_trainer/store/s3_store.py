@@ -22,6 +22,7 @@ from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.s3_client import checksum, connect, write_arguments
 from comd_trainer.store.s3_clock import Clock
 from comd_trainer.store.s3_errors import is_missing, is_past_end, is_taken, s3_errors
+from comd_trainer.store.s3_replies import Replies
 from comd_trainer.store.s3_rights import probe_rights
 from comd_trainer.store.stores import PROBE, STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
 
@@ -234,6 +235,8 @@ class S3Store:
             if self._opened is None:
                 with s3_errors(uri=self._uri, field=self._field):
                     client = connect(self._options, field=self._field)
+                replies = Replies(uri=self._uri, field=self._field, endpoint=self._options.endpoint)
+                client.meta.events.register("before-parse.s3", replies.hear)
                 client.meta.events.register("after-call.s3", self._clock.hear)
                 client.meta.events.register("after-call.s3", count_repeats)
                 transfers = TransferManager(

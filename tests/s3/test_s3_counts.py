@@ -1,10 +1,11 @@
 """What a bucket costs: requests that were repeated, bytes as they move. The counters of /metrics, by real transfers."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from comd_api.exit_codes import UserError
+from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import S3Options
 from comd_trainer import metrics
 from comd_trainer.store.stores import open_store
@@ -71,3 +72,20 @@ def test_looking_for_what_is_not_there_is_no_failure(
     with pytest.raises(UserError, match="does not exist"):
         open_store(f"s3://{bucket}-gone/runs", S3Options(endpoint=s3_keys.endpoint)).exists("a")
     assert own.values()["comd_store_errors", ("failed",)] == 1
+
+
+def test_a_full_disk_is_not_the_bucket_s_fault(
+    bucket: str, s3_keys: versity.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor counted as such by the operator, which looks for spec.storage in the sentence."""
+    store = open_store(f"s3://{bucket}/runs", S3Options(endpoint=s3_keys.endpoint))
+    store.write("a", b"x")
+
+    def full(path: Path, data: bytes) -> int:
+        del data
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(TryAgainError, match=r"^the trainer's scratch folder: no space is left for .*/a \(") as raised:
+        store.download("a", tmp_path / "a", size=1)
+    assert "spec.storage" not in str(raised.value)

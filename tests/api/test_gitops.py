@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from comd_operator.planner import labels
 from comd_operator.validation import check_document
 from tests.api.gitops import ARGO_CD, CLIENT, EXAMPLES, FLUX, OVERLAYS, TOOLS, Tool, live, parts, rendered, simulated
 from tests.api.operators import operating
-from tests.api.simulator import runs_on
+from tests.api.simulator import End, decode, done, runs_on
 from tests.api.slots import Slots, look, make_schedule, until_schedule
 from tests.api.world import World, condition, make_manifest
 from tests.cluster.processes import ClusterError
@@ -145,13 +146,17 @@ async def test_replaced_without_force(world: World) -> None:
         await world.until_job("tiny-pretrain-a2")
 
 
+def _the_first_ends(pod: dict[str, Any]) -> End | None:
+    """The preflight of the run as it was: it has the template's own seed."""
+    first = pod["metadata"]["labels"][labels.STAGE] == "preflight" and decode(pod)["spec"]["seed"] != 7
+    return done(pod) if first else None
+
+
 async def test_replaced_with_force(world: World) -> None:
     """`Force=true` with it: another run, whose first Job is made when those of the old one are gone."""
     run = make_manifest(rounds__count=1)
     await FLUX.sync(world, run)
-    async with operating(world), world.simulated(runs_on) as nodes:
-        await world.until_job("tiny-preflight-a1")
-        await nodes.end_job("tiny-preflight-a1")
+    async with operating(world), world.simulated(_the_first_ends):
         await world.until_job("tiny-pretrain-a1")
         old = (await live(world, run))["metadata"]["uid"]
         changed = {**run, "spec": {**run["spec"], "seed": 7}}

@@ -188,7 +188,7 @@ def slowest_neighbour(older: list[str], text: str, threshold: float) -> float | 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "the"]), max_size=9).map(" ".join)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(TEXTS, max_size=15), TEXTS, st.sampled_from([0.3, 0.5, 0.7, 2 / 3, 0.8, 0.99, 1.0]))
 def test_bounds_exclude_no_pair_that_the_full_comparison_finds(older: list[str], text: str, threshold: float) -> None:
     index = SimilarTexts(threshold)

@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-gitops test-chart test-e2e test-models test-kueue dashboards cluster cluster-down lint format crds bench bench-operator lock clean
+.PHONY: help install demo test test-unit test-training test-s3 test-cluster test-api test-gitops test-chart test-e2e test-models test-kueue test-images images image-operator image-trainer sbom dashboards cluster cluster-down lint format crds bench bench-operator lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

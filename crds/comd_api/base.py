@@ -48,14 +48,14 @@ class ApiModel(BaseModel):
 
 NAME_FORM = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 SOURCE_FORM = r"^((s3|hf)://[A-Za-z0-9].*|file:///.*|[A-Za-z0-9_][^:]*)$"
-STORE_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|file:///.*)$"
+STORE_FORM = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|file:///.*)$"
 URL_FORM = r"^https?://[^\s@]+$"
 REGION_FORM = r"^[a-z0-9-]+$"
 KMS_KEY_FORM = r"^[A-Za-z0-9][A-Za-z0-9:/_.-]*$"
 FORMS = {
     NAME_FORM: "lower-case letters, digits and -, with a letter or digit at both ends",
     SOURCE_FORM: "s3://bucket/path, file:///absolute/path, hf://owner/name[@revision], or a path below spec.storage.uri",
-    STORE_FORM: "s3://bucket/prefix or file:///absolute/folder",
+    STORE_FORM: "s3://bucket/prefix or file:///absolute/folder, the bucket with 3 to 63 lower-case letters, digits, '-' and '.'",
     URL_FORM: "http://host:port/path or https://host/path, without user and password",
     REGION_FORM: "lower-case letters, digits and -",
     KMS_KEY_FORM: "a key's id, alias/name, or its ARN",

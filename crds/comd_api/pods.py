@@ -10,8 +10,12 @@ from comd_api.base import ApiModel, Name, Rule
 QUANTITY_FORM = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 LABEL_KEY_FORM = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 LABEL_VALUE_FORM = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
-SUBDOMAIN_FORM = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-IMAGE_FORM = r"^[A-Za-z0-9][A-Za-z0-9./_:@-]*$"
+SUBDOMAIN_FORM = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+IMAGE_FORM = (
+    r"^([A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+|/)[a-z0-9]+)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha(256:[0-9a-f]{64}|512:[0-9a-f]{128}))?$"
+)
+"""As the kubelet takes it, which calls all else InvalidImageName."""
 MOUNT_FORM = r"^/[^:]*$"
 
 SUFFIXES = {
@@ -246,7 +250,7 @@ POD_FORMS = {
     QUANTITY_FORM: "a number with an optional suffix, such as 8, 500m or 64Gi",
     LABEL_KEY_FORM: "a key as Kubernetes takes it, such as app or example.com/app",
     LABEL_VALUE_FORM: "at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
-    SUBDOMAIN_FORM: "lower-case letters, digits, '-' and '.', with a letter or digit at both ends",
+    SUBDOMAIN_FORM: "lower-case letters, digits, '-' and '.', with a letter or digit at both ends and beside each '.'",
     IMAGE_FORM: "an image, such as registry.example.com/comd/trainer:1.0",
     MOUNT_FORM: "an absolute path without ':'",
 }

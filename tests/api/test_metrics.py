@@ -17,7 +17,7 @@ from tests.api.world import World, make_manifest
 
 NAME = "a-run-with-a-name"
 ENDINGS = {"counter": r"_total$", "histogram": r"_seconds$", "gauge": r"(?<!_total)$"}
-ONLY = {"phase", "result", "stage", "exit_class", "verb", "resource", "code", "reason", "version", "le"}
+ONLY = {"phase", "result", "stage", "exit_class", "cause", "verb", "resource", "code", "reason", "version", "le"}
 """Labels: none of them grows with the runs."""
 
 

@@ -119,14 +119,14 @@ CASES = {
     "runs run": Case("ComdRunsStalled", [of_operator("comd_runs", "0x30", phase="Stalled")], 20),
     "retries burn": Case(
         "ComdRetriesBurning",
-        [of_operator("comd_stage_retries_total", "0+1x120", stage="round", exit_class="OutOfMemory")],
+        [of_operator("comd_stage_retries_total", "0+1x120", stage="round", exit_class="OutOfMemory", cause="other")],
         90,
         "Attempts of round that failed within the last hour and were followed by another: 60 (OutOfMemory).",
         {"stage": "round", "exit_class": "OutOfMemory"},
     ),
     "preemptions cost nothing": Case(
         "ComdRetriesBurning",
-        [of_operator("comd_stage_retries_total", "0+1x120", stage="round", exit_class="TryAgain")],
+        [of_operator("comd_stage_retries_total", "0+1x120", stage="round", exit_class="TryAgain", cause="other")],
         90,
     ),
     "a stage is stuck": Case(
@@ -182,11 +182,40 @@ CASES = {
         "ComdStoreErrors",
         [of_trainer("comd_store_errors_total", "0+4x60", end="repeated", phase=phase) for phase in ("teach", "tune")],
         40,
-        "120 requests of the run team/digits to its bucket within a quarter of an hour: repeated.",
+        "Operations of the run team/digits on its bucket within a quarter of an hour (repeated): 120.",
         {**RUN, "end": "repeated"},
     ),
     "the store fails at times": Case(
-        "ComdStoreErrors", [of_trainer("comd_store_errors_total", "0+1x60", end="repeated")], 40
+        "ComdStoreErrors",
+        [
+            of_trainer("comd_store_errors_total", "0+1x60", end="repeated"),
+            of_trainer("comd_store_errors_total", "0x60", end="failed"),
+        ],
+        40,
+    ),
+    "one operation fails, and its pod ends": Case(
+        "ComdStoreErrors",
+        [of_trainer("comd_store_errors_total", "0x35 1x2 stale", end="failed")],
+        45,
+        "Operations of the run team/digits on its bucket within a quarter of an hour (failed): 1.",
+        {**RUN, "end": "failed"},
+    ),
+    "attempts end because the store is away": Case(
+        "ComdStoreAway",
+        [
+            of_operator("comd_stage_retries_total", "0x20 1x60", stage=stage, exit_class="TryAgain", cause="store")
+            for stage in ("preflight", "round")
+        ],
+        70,
+        "Attempts that could do no more without the bucket within the last hour: 2.",
+    ),
+    "attempts end for other reasons": Case(
+        "ComdStoreAway",
+        [
+            of_operator("comd_stage_retries_total", "0+1x60", stage="round", exit_class="TryAgain", cause="other"),
+            of_operator("comd_stage_retries_total", "0x60", stage="round", exit_class="TryAgain", cause="store"),
+        ],
+        30,
     ),
 }
 

@@ -90,7 +90,7 @@ def test_pods_are_restricted(helm: Helm, values: Object) -> None:
 OPTIONS: Object = {
     "watchNamespaces": ["a", "b"],
     "defaults": {
-        "trainerImage": "registry:5000/trainer@sha256:0",
+        "trainerImage": "registry:5000/trainer:v1",
         "storage": {
             "uri": "s3://bucket/$(x)/$y",
             "endpoint": "http://s3:9000",
@@ -119,7 +119,7 @@ def test_options_are_what_values_say(helm: Helm) -> None:
     rendered = helm.render(OPTIONS)
     expected = Options(
         namespaces="a,b",
-        trainer_image="registry:5000/trainer@sha256:0",
+        trainer_image="registry:5000/trainer:v1",
         storage_uri="s3://bucket/$(x)/$y",
         storage_endpoint="http://s3:9000",
         storage_region="eu-1",
@@ -160,7 +160,8 @@ def test_what_is_given_to_the_pod(helm: Helm) -> None:
     given: Object = {
         "replicas": 3,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "podLabels": {"team": "vision", "app.kubernetes.io/name": "other"},
+        "commonLabels": {"team": "all", "area": "x"},
+        "podLabels": {"team": "vision"},
         "podAnnotations": {"note": "x"},
         "imagePullSecrets": [{"name": "pull"}],
         "priorityClassName": "system-cluster-critical",
@@ -178,7 +179,9 @@ def test_what_is_given_to_the_pod(helm: Helm) -> None:
     assert deployment["spec"]["replicas"] == 3
     assert deployment["spec"]["strategy"] == given["strategy"]
     assert pod["metadata"]["labels"]["team"] == "vision"
-    assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "comd-operator", "the selector's own"
+    assert pod["metadata"]["labels"]["area"] == "x"
+    assert deployment["metadata"]["labels"]["team"] == "all"
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
     assert pod["metadata"]["annotations"]["note"] == "x"
     for name in ("imagePullSecrets", "priorityClassName", "tolerations", "affinity", "terminationGracePeriodSeconds"):
         assert spec[name] == given[name]
@@ -189,6 +192,16 @@ def test_what_is_given_to_the_pod(helm: Helm) -> None:
     assert container["livenessProbe"]["periodSeconds"] == 99
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "operator"), ({"kubectl.kubernetes.io/default-container": "proxy"}, "proxy")]
+)
+def test_the_container_whose_log_is_shown(helm: Helm, given: dict[str, str], found: str) -> None:
+    """Once: of a key that stands twice the API server takes the last, and other tools none."""
+    rendered = helm.render({"podAnnotations": {"note": "x", **given}})
+    assert rendered.pod()["metadata"]["annotations"] == {"kubectl.kubernetes.io/default-container": found, "note": "x"}
+    assert rendered.text.count("kubectl.kubernetes.io/default-container") == 1
 
 
 def test_replicas_are_spread(helm: Helm) -> None:
@@ -312,6 +325,17 @@ def test_people_s_rights_to_runs(helm: Helm) -> None:
         (IN_TWO, ["team-a, team-b", "kubectl get crd", "kubectl -n team-a apply"], []),
         ({"defaults": {"trainerImage": "x", "storage": {"uri": "s3://bucket", "secret": "s3"}}}, ["secret generic s3"], ["must set"]),
         ({"crds": {"keep": False}}, ["deletes every run"], []),
+        (
+            {"replicas": 0},
+            ["replicas is 0: nothing works in all namespaces", "--set replicas=2"],
+            ["The comd operator", "helm test", "rollout status"],
+        ),
+        ({"monitoring": {"prometheusRule": {"enabled": True}}}, ["set monitoring.prometheusRule.runbookUrl"], []),
+        (
+            {"monitoring": {"prometheusRule": {"enabled": True, "runbookUrl": "https://wiki.example.com/comd"}}},
+            [],
+            ["runbookUrl"],
+        ),
     ],
 )  # fmt: skip
 def test_notes(helm: Helm, values: Object, words: list[str], not_words: list[str]) -> None:

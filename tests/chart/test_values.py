@@ -141,6 +141,15 @@ WRONG: list[tuple[Object, str]] = [
         {"commonLabels": {"app.kubernetes.io/name": "x"}},
         "commonLabels: app.kubernetes.io/name: x is the chart's own label",
     ),
+    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name: x is the chart's own label"),
+    ({"service": {"labels": {"helm.sh/chart": "x"}}}, "service.labels: helm.sh/chart: x is the chart's own label"),
+    *(
+        (
+            {"monitoring": {name: {"enabled": True, "labels": {"app.kubernetes.io/part-of": "x"}}}},
+            f"monitoring.{name}.labels: app.kubernetes.io/part-of: x is the chart's own label",
+        )
+        for name in ("podMonitor", "prometheusRule", "dashboards")
+    ),
     ({"replicas": "two"}, "/replicas"),
     ({"replicas": -1}, "/replicas"),
     ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy"),
@@ -156,6 +165,34 @@ WRONG: list[tuple[Object, str]] = [
     ({"watchNamespaces": ["Team"]}, "/watchNamespaces/0"),
     ({"watchNamespaces": ["a", "a"]}, "/watchNamespaces"),
     ({"defaults": {"storage": {"uri": "bucket/runs"}}}, "/defaults/storage/uri"),
+    *(
+        ({"defaults": {"storage": {"uri": uri}}}, "/defaults/storage/uri")
+        for uri in ("s3://a.", "s3://ab", "s3://bucket-/runs", f"s3://{'a' * 64}/runs", "s3://.bucket", "s3://Bucket")
+    ),
+    *(
+        ({"defaults": {"storage": {"secret": secret}}}, "/defaults/storage/secret")
+        for secret in ("a..b", "a.-b", "a-.b", "a.", "Keys")
+    ),
+    *(
+        ({"defaults": {"trainerImage": image}}, "/defaults/trainerImage")
+        for image in (
+            "registry.example.com/comd/Trainer:1",
+            "registry.example.com//comd/trainer",
+            "comd/trainer:",
+            "comd/trainer:1:2",
+            "comd/trainer@sha256:0123",
+            "comd/trainer/",
+            "https://registry.example.com/comd/trainer",
+        )
+    ),
+    *(
+        ({"networkPolicy": {"metricsFrom": [{"ipBlock": {"cidr": cidr}}]}}, "/networkPolicy/metricsFrom/0/ipBlock/cidr")
+        for cidr in ("foo", "10.0.0.0", "10.0.0.0/33", "10.0.0.256/8", "fd00::/129", "10.0.0.0/8 ", "fd00/8")
+    ),
+    (
+        {"networkPolicy": {"extraEgress": [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.1"]}}]}]}},
+        "/networkPolicy/extraEgress/0/to/0/ipBlock/except/0",
+    ),
     ({"defaults": {"storage": {"endpoint": "s3:9000"}}}, "/defaults/storage/endpoint"),
     ({"defaults": {"storage": {"bucket": "x"}}}, "'bucket' not allowed"),
     ({"defaults": {"storage": {"s3": {"addressingStyle": "path"}}}}, "/defaults/storage/s3/addressingStyle"),
@@ -207,6 +244,35 @@ def test_any_repository_is_taken(helm: Helm, repository: str) -> None:
         "spec"
     ]["containers"]
     assert container["image"] == f"{repository}:1"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(
+            {"defaults": {"trainerImage": image}}
+            for image in (
+                "trainer",
+                "registry:5000/comd/trainer:v1.0_rc",
+                f"10.0.0.1:5000/a--b/c__d.e@sha256:{'0' * 64}",
+                f"comd/trainer:1@sha512:{'a' * 128}",
+                "Registry.Example.com/comd/trainer:1",
+            )
+        ),
+        *(
+            {"defaults": {"storage": {"uri": uri}}}
+            for uri in ("s3://abc", "s3://my.bucket/runs/", f"s3://{'a' * 63}", "file:///store")
+        ),
+        *({"defaults": {"storage": {"secret": secret}}} for secret in ("a", "a.b", "s3-keys.team-a")),
+        *(
+            {"networkPolicy": {"metricsFrom": [{"ipBlock": {"cidr": cidr, "except": [cidr]}}]}}
+            for cidr in ("0.0.0.0/0", "10.0.0.255/32", "192.168.1.0/24", "::/0", "fd00:1::/128", "::ffff:10.0.0.0/104")
+        ),
+    ],
+    ids=json.dumps,
+)
+def test_any_right_form_is_taken(helm: Helm, values: Object) -> None:
+    assert helm.render(values).one("Deployment")
 
 
 def test_as_a_part_of_another_chart(helm: Helm) -> None:

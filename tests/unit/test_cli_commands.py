@@ -156,7 +156,8 @@ def test_choose_storage(option: str | None, own: str | None, uri: str) -> None:
 
 @pytest.mark.parametrize("option", ["manifest", "ftp://x", "s3://"])
 def test_choose_storage_refuses(option: str) -> None:
-    with pytest.raises(UserError, match="--storage"):
+    says = r"(manifest: the manifest has no spec\.storage|.*: right would be s3://bucket/prefix .*; or a folder, or manifest$)"
+    with pytest.raises(UserError, match=rf"^--storage {says}"):
         choose_storage(make_run().spec.replace(storage=None), option, default=Path("/default"))
 
 

@@ -2,9 +2,16 @@
 
 import re
 
+import pytest
+from botocore.exceptions import EndpointConnectionError
 from prometheus_client import generate_latest
 
+from comd_api.exit_codes import TryAgainError
+from comd_api.status import RunStatus, StageStatus
+from comd_operator.runtime.measures import measure
 from comd_operator.runtime.metrics import Metrics
+from comd_trainer.store.s3_errors import explain_s3
+from comd_trainer.store.stores import STORAGE_FIELD
 
 
 def scrape(metrics: Metrics) -> str:
@@ -64,7 +71,8 @@ def test_what_is_rare_is_told_before_it_happens() -> None:
     for stage in ("preflight", "pretrain", "round"):
         assert f'comd_stage_duration_seconds_count{{result="Failed",stage="{stage}"}} 0.0' in text
         assert f'comd_stage_queue_wait_seconds_count{{stage="{stage}"}} 0.0' in text
-        assert f'comd_stage_retries_total{{exit_class="OutOfMemory",stage="{stage}"}} 0.0' in text
+        assert f'comd_stage_retries_total{{cause="other",exit_class="OutOfMemory",stage="{stage}"}} 0.0' in text
+        assert f'comd_stage_retries_total{{cause="store",exit_class="TryAgain",stage="{stage}"}} 0.0' in text
     assert 'exit_class="Done"' not in text
 
 
@@ -77,4 +85,32 @@ def test_two_in_one_process_do_not_meet() -> None:
 
 def test_no_label_grows_with_the_runs() -> None:
     labels = {label for value in vars(Metrics()).values() for label in getattr(value, "_labelnames", ())}
-    assert labels == {"result", "verb", "resource", "code", "reason", "version", "stage", "exit_class"}
+    assert labels == {"result", "verb", "resource", "code", "reason", "version", "stage", "exit_class", "cause"}
+
+
+def store_is_away() -> str:
+    """As a trainer says it."""
+    error = explain_s3(EndpointConnectionError(endpoint_url="https://s3"), uri="s3://bucket/runs", field=STORAGE_FIELD)
+    assert isinstance(error, TryAgainError)
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        (store_is_away(), "store"),
+        (f"2 problems: (1) spec.student: x is missing; (2) {store_is_away()}", "store"),
+        ("spec.teacher.endpoint: no answer for 900 s", "other"),
+        ("the pod was evicted", "other"),
+        (None, "other"),
+    ],
+)
+def test_attempts_that_end_because_of_the_store_are_told_apart(message: str | None, cause: str) -> None:
+    """The pod's own counter is gone with the pod, mostly before it was scraped."""
+    metrics = Metrics()
+    runs = StageStatus(name="round-1", phase="Running", attempt=1)
+    ended = runs.replace(phase="Retrying", exit_class="TryAgain", message=message)
+    measure(metrics, RunStatus(stages=[runs]), RunStatus(stages=[ended]))
+    for each in ("store", "other"):
+        told = f'comd_stage_retries_total{{cause="{each}",exit_class="TryAgain",stage="round"}} {float(each == cause)}'
+        assert told in scrape(metrics)

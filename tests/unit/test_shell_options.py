@@ -18,7 +18,7 @@ from comd_operator.shell.options import Options, from_environment, own_identity,
 VALUES: dict[str, tuple[Any, str, Any]] = {
     # The default; another value as text; and what it means.
     "namespaces": ("", "team-a, team-b", "team-a, team-b"),
-    "trainer_image": ("", "registry:5000/comd/trainer@sha256:0", "registry:5000/comd/trainer@sha256:0"),
+    "trainer_image": ("", "registry:5000/comd/trainer:v1", "registry:5000/comd/trainer:v1"),
     "storage_uri": ("", "s3://bucket/runs", "s3://bucket/runs"),
     "storage_endpoint": ("", "http://s3.storage:9000", "http://s3.storage:9000"),
     "storage_region": ("", "eu-1", "eu-1"),

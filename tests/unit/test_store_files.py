@@ -180,3 +180,27 @@ def test_a_probe_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
     store.write("a/kept", b"x")
     store.probe("a/b")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept", "new", "root"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("a/b", b"x")
+    assert [file.path for file in store.list("a")] == ["a/b"]
+
+    def refused(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match=r"spec\.storage\.uri: .*a can't be used \(Permission denied\); give this"):
+        list(store.list("a"))
+
+
+def test_a_folder_that_can_not_be_made() -> None:
+    """In /proc no folder can be, whoever asks."""
+    with pytest.raises(
+        UserError, match=r"^spec\.storage\.uri: the folder /proc/x can't be made \(.*\); choose another"
+    ):
+        open_store("file:///proc/x", S3Options()).write("a", b"x")
+    with pytest.raises(UserError, match="choose another"):
+        open_store("file:///proc/x", S3Options()).probe("a")

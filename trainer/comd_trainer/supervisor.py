@@ -22,7 +22,7 @@ from comd_trainer.phases import phase_module
 from comd_trainer.preflight import check, check_unchanged, pinned
 from comd_trainer.server import StatusServer
 from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref, publish
-from comd_trainer.store.errors import local_errors
+from comd_trainer.store.errors import SCRATCH_FIELD, local_errors
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store, open_store
 from comd_trainer.worker import PhaseJob, describe_error
@@ -101,7 +101,7 @@ class Supervisor:
         if storage is None:
             raise UserError("spec.storage is not set: give storage.uri, as s3://bucket/prefix or file:///folder")
         for folder in (self.scratch, self.cache):
-            with local_errors(folder, field="the trainer's scratch folder"):
+            with local_errors(folder, field=SCRATCH_FIELD):
                 folder.mkdir(parents=True, exist_ok=True)
         store = open_store(storage.uri, storage.s3, check=self._raise_if_stopped)
         sources = Sources(storage, store, self.cache, self._raise_if_stopped)

@@ -20,15 +20,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: comd
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- /* Twice in one object a label is no YAML, and another name than the selector's is refused by the API server. */}}
-{{- range list "helm.sh/chart" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" }}
-{{- if hasKey $.Values.commonLabels . }}
-{{- fail (printf "commonLabels: %s: %s is the chart's own label; take it out" . (get $.Values.commonLabels .)) }}
-{{- end }}
-{{- end }}
+{{- include "comd.refuseOwn" (dict "key" "commonLabels" "labels" .Values.commonLabels) }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Twice in one object a label is no YAML, and another name than the selector's is refused by the API server. */}}
+{{- define "comd.refuseOwn" -}}
+{{- range list "helm.sh/chart" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" }}
+{{- if hasKey ($.labels | default dict) . }}
+{{- fail (printf "%s: %s: %s is the chart's own label; take it out" $.key . (get $.labels .)) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The chart's labels and those of one kind of object: a dict of the root, the value's key, and its labels, which win over commonLabels. */}}
+{{- define "comd.labelsAnd" -}}
+{{- include "comd.refuseOwn" (dict "key" .key "labels" .labels) -}}
+{{- merge (dict) (.labels | default dict) (include "comd.labels" .root | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{/* Of the operator's pods. It may not change with the version: a Deployment's selector is immutable. */}}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from comd_api.base import FORMS, STORE_FORM
 from comd_api.exit_codes import UserError
 from comd_api.run import RunSpec, Storage
 
@@ -21,9 +22,7 @@ def choose_storage(spec: RunSpec, option: str | None, *, default: Path) -> Stora
             return Storage(uri=option) if spec.storage is None else spec.storage.replace(uri=Storage(uri=option).uri)
         return Storage(uri=folder_uri(Path(option)))
     except ValidationError:
-        raise UserError(
-            f"--storage {option}: right would be s3://BUCKET/PREFIX, file:///FOLDER, a folder, or manifest"
-        ) from None
+        raise UserError(f"--storage {option}: right would be {FORMS[STORE_FORM]}; or a folder, or manifest") from None
 
 
 def folder_uri(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +21,10 @@ from comd_api.status import RunPhase
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LONG = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0, 72 * 3600.0)
+
+Cause = Literal["store", "other"]
+"""What ended an attempt, as far as an alert is about it."""
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of birth beside every counter, which nobody asks for
 
@@ -100,7 +104,10 @@ class Metrics:
             registry=registry,
         )
         self.stage_retries = Counter(
-            "comd_stage_retries", "Attempts that are followed by another.", ["stage", "exit_class"], registry=registry
+            "comd_stage_retries",
+            "Attempts that are followed by another; cause store: what ended them blames spec.storage.",
+            ["stage", "exit_class", "cause"],
+            registry=registry,
         )
         self.schedule_slots = Counter(
             "comd_schedule_slots",
@@ -125,7 +132,8 @@ class Metrics:
             for result in ("Succeeded", "Failed"):
                 self.stage_duration.labels(stage=stage, result=result)
             for exit_class in ("TryAgain", "CannotStart", "Failed", "OutOfMemory", "Deadline"):
-                self.stage_retries.labels(stage=stage, exit_class=exit_class)
+                for cause in CAUSES:
+                    self.stage_retries.labels(stage=stage, exit_class=exit_class, cause=cause)
 
     def count_runs(self, phases: Callable[[], Iterable[str]]) -> None:
         """Runs by phase, counted when somebody asks."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from comd_api.exit_codes import ComdError, TryAgainError, UserError
 
+SCRATCH_FIELD = "the trainer's scratch folder"
+"""What is to blame for files of this machine that are on their way to a bucket or from it."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IMPOSSIBLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}

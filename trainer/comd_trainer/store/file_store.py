@@ -46,7 +46,7 @@ class FileStore:
         del marks  # nothing to gain here
         top = self.local_path(prefix) if prefix else self._root
         with local_errors(top, field=self._field):
-            files = [file for folder, _, names in os.walk(top) for file in self._stat_all(Path(folder), names)]
+            files = [file for folder, _, names in _walk(top) for file in self._stat_all(Path(folder), names)]
         yield from sorted(files, key=lambda file: file.path.encode())
 
     def stat(self, path: str) -> StoredFile | None:
@@ -132,7 +132,14 @@ class FileStore:
     def _put(self, path: str, fill: Callable[[Path], None], *, if_absent: bool) -> bool:
         target = self.local_path(path)
         with local_errors(target, field=self._field):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except (
+                FileNotFoundError
+            ) as error:  # parents are made, so this file system takes no folders: /proc, an automounter's
+                raise UserError(
+                    f"{self._field}: the folder {target.parent} can't be made ({error.strerror}); choose another path"
+                ) from error
             temporary = _temporary(target)
             try:
                 fill(temporary)
@@ -174,6 +181,16 @@ class FileStore:
             if stat.S_ISREG(status.st_mode):
                 etag = f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
                 yield StoredFile(path=local.relative_to(self._root).as_posix(), size=status.st_size, etag=etag)
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, which takes a folder that may not be read for an empty one. Errors: OSError, not for one that is not there."""
+
+    def tell(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    return os.walk(top, onerror=tell)
 
 
 def _temporary(target: Path) -> Path:

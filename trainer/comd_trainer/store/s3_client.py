@@ -6,9 +6,11 @@ import ssl
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import InvalidRegionError
 
 from comd_api.exit_codes import UserError
 from comd_api.run import S3Options
@@ -52,9 +54,12 @@ def connect(options: S3Options, *, field: str, environment: Mapping[str, str] = 
     )
     bundle = ca_bundle(options, environment)
     try:
+        urlsplit(options.endpoint or "").port  # noqa: B018  # raises for one that is none, which boto3 finds out at the first request
         return boto3.session.Session().client(
             "s3", endpoint_url=options.endpoint, region_name=options.region, verify=bundle, config=config
         )
+    except InvalidRegionError:
+        raise  # a ValueError too
     except ValueError as error:
         raise UserError(f"{field}: spec.storage.s3.endpoint {options.endpoint!r} is no URL ({error})") from error
 

@@ -68,11 +68,27 @@ RIGHTS = {
 KMS_RIGHTS = ("kms:GenerateDataKey", "kms:Decrypt")
 """What a key needs to allow besides, where objects are encrypted with it: to write, and to read and to write in parts."""
 _KMS_RIGHT = re.compile(r"\bkms:[A-Za-z]+")
-_NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError, boto.ProfileNotFound)
+_NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError)
+_SETTINGS = (
+    boto.ConfigNotFound,
+    boto.ConfigParseError,
+    boto.InvalidConfigError,
+    boto.ProfileNotFound,
+    boto.SSOError,
+    boto.TokenRetrievalError,
+    boto.InvalidRegionError,
+    boto.InvalidRetryModeError,
+    boto.InvalidProxiesConfigError,
+    boto.EndpointProviderError,
+    boto.UnsupportedS3ConfigurationError,
+    boto.UnsupportedS3AccesspointConfigurationError,
+)
+"""Of boto3's own settings, which are around this process and not in the run."""
 _AWAY = (
     boto.ConnectionError,
     boto.HTTPClientError,
     boto.CredentialRetrievalError,
+    boto.MetadataRetrievalError,
     boto.IncompleteReadError,
     RetriesExceededError,
     HTTPError,
@@ -131,7 +147,12 @@ def explain_s3(error: Exception, *, uri: str, field: str) -> ComdError | None:
         return DamagedError(f"{field}: {uri} is damaged ({error})")
     if isinstance(error, _AWAY):
         return TryAgainError(f"{field}: {uri} can't be reached ({error})")
-    if isinstance(error, boto.ParamValidationError | boto.NoRegionError | boto.InvalidRegionError):
+    if isinstance(error, _SETTINGS):
+        return UserError(
+            f"{field}: {uri} can't be used with the settings of boto3 that are here ({error}); correct the variables AWS_… of this "
+            "process, or the files that they name"
+        )
+    if isinstance(error, boto.ParamValidationError | boto.NoRegionError):
         return UserError(f"{field}: {uri} can't be used ({error})")
     return None
 

@@ -17,11 +17,12 @@ from urllib3.exceptions import HTTPError
 from comd_api.artifact import root_of
 from comd_api.run import S3Options
 from comd_trainer.store.counted import count_repeats
-from comd_trainer.store.errors import local_errors
+from comd_trainer.store.errors import SCRATCH_FIELD, local_errors
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.s3_client import checksum, connect, write_arguments
 from comd_trainer.store.s3_clock import Clock
 from comd_trainer.store.s3_errors import is_missing, is_past_end, is_taken, s3_errors
+from comd_trainer.store.s3_replies import Replies
 from comd_trainer.store.s3_rights import probe_rights
 from comd_trainer.store.stores import PROBE, STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
 
@@ -167,7 +168,7 @@ class S3Store:
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         del owned  # nothing to gain here
         key = self._key(path)
-        with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
+        with local_errors(local, field=SCRATCH_FIELD), s3_errors(uri=self.uri_of(path), field=self._field):
             self._transfers.upload(
                 str(local), self._bucket, key, extra_args=self._as_written, subscribers=_subscribers(on_bytes)
             ).result()
@@ -177,7 +178,7 @@ class S3Store:
             self._download_small(path, local, on_bytes)
             return
         key = self._key(path)
-        with local_errors(local, field=self._field), s3_errors(uri=self.uri_of(path), field=self._field):
+        with local_errors(local, field=SCRATCH_FIELD), s3_errors(uri=self.uri_of(path), field=self._field):
             local.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._download(key, local, on_bytes)
@@ -194,7 +195,7 @@ class S3Store:
     def _download_small(self, path: str, local: Path, on_bytes: OnBytes | None) -> None:
         """With one request. s3transfer makes two, and costs more than they do: a folder of images takes half the time without it."""
         data = self.read(path)
-        with local_errors(local, field=self._field):
+        with local_errors(local, field=SCRATCH_FIELD):
             local.parent.mkdir(parents=True, exist_ok=True)
             partial = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
             try:
@@ -234,6 +235,8 @@ class S3Store:
             if self._opened is None:
                 with s3_errors(uri=self._uri, field=self._field):
                     client = connect(self._options, field=self._field)
+                replies = Replies(uri=self._uri, field=self._field, endpoint=self._options.endpoint)
+                client.meta.events.register("before-parse.s3", replies.hear)
                 client.meta.events.register("after-call.s3", self._clock.hear)
                 client.meta.events.register("after-call.s3", count_repeats)
                 transfers = TransferManager(

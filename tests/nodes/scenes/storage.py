@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from comd_operator.policies.hold import without_next_attempt
 from tests.nodes.scenes import Scene
 from tests.nodes.scenes.ends import must_have_failed
 from tests.nodes.site import Run, Site, condition
@@ -18,7 +19,10 @@ def put(site: Site, namespace: str, kind: str, name: str, **data: str) -> None:
 
 
 def stalled(run: Run) -> tuple[str, str, str]:
-    return condition(run.until(lambda status: condition(status, "Stalled")[0] == "True"), "Stalled")
+    """Its status, reason, and message without the time of the next attempt."""
+    status = run.until(lambda status: condition(status, "Stalled")[0] == "True")
+    told, reason, message = condition(status, "Stalled")
+    return told, reason, without_next_attempt(message)
 
 
 def secret_lacks_a_key(site: Site) -> None:

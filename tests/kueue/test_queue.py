@@ -29,6 +29,14 @@ def until_running(run: Run, stage: str) -> None:
         time.sleep(0.2)
 
 
+def until_gone(run: Run, stage: str) -> None:
+    """No pod of a stage is left. One that still ends when its Job is resumed fails that Job: another attempt, which costs nothing."""
+    deadline = time.monotonic() + 60
+    while pods(run, stage):
+        assert time.monotonic() < deadline, run.pods(stage=stage)
+        time.sleep(0.2)
+
+
 def until_queued(run: Run, *, words: str) -> dict[str, Any]:
     def holds(status: dict[str, Any]) -> bool:
         is_so, _, message = condition(status, "Queued")
@@ -111,6 +119,7 @@ def test_waits_that_can_not_end_are_stalled_with_the_reason(site: Site) -> None:
     until_running(off, "round-1")
     set_active(off, "off-round-1-a1", active=False)
     must_be_stalled(off, "Deactivated", "The workload is deactivated", job=None)
+    until_gone(off, "round-1")
     set_active(off, "off-round-1-a1", active=True)
     until_running(off, "round-1")
     tell(off, "round-1")

@@ -64,17 +64,20 @@ def test_both_are_written_at_once_when_it_is_complete() -> None:
 
 
 @pytest.mark.parametrize("end", ["finish", "complete"])
-def test_a_successor_may_be_done_before_its_predecessor_is_booked(end: str) -> None:
-    world = finishing()
+def test_successors_may_be_done_before_their_predecessor_is_booked(end: str) -> None:
+    world = finishing(rounds__count=3)
     getattr(world, end)()
     world.step(seconds=1)
-    assert (world.newest == "tiny-round-2-a1") == (end == "complete"), "never beside the pods of two"
+    assert (world.newest, world.stage.name) == ("tiny-round-2-a1", "pretrain")
+    getattr(world, end)()
+    world.step(seconds=1)
+    assert (world.newest == "tiny-round-3-a1") == (end == "complete"), "never beside the pods of three"
     assert world.stage.name == "pretrain"
-    world.complete("tiny-pretrain-a1")
-    world.complete("tiny-round-1-a1")
+    for job in ("tiny-pretrain-a1", "tiny-round-1-a1", "tiny-round-2-a1"):
+        world.complete(job)
     world.settle()
-    assert [stage.phase for stage in world.status.stages] == ["Succeeded", "Succeeded", "Succeeded", "Running"]
-    assert len(world.made) == len(set(world.made)) == 4
+    assert [stage.phase for stage in world.status.stages] == ["Succeeded"] * 4 + ["Running"]
+    assert len(world.made) == len(set(world.made)) == 5
 
 
 def test_nothing_follows_the_last_stage_and_it_is_done_when_its_job_is() -> None:

@@ -75,10 +75,10 @@ class Child:
 
 
 def no_room(children: Sequence[Child]) -> bool:
-    """Whether something is left beside which no other Job is begun. Beside one that is finishing one is: no two, for pods of those may
-    go on for long."""
+    """Whether something is left beside which no other Job is begun. Beside two that are finishing one is, for a stage may be shorter
+    than the two seconds from its trainer's end to its Job's `Complete`; beside more none is, for their pods may go on for long."""
     finishing = sum(child.state == "Finishing" for child in children)
-    return finishing > 1 or any(child.live and child.state != "Finishing" for child in children)
+    return finishing > 2 or any(child.live and child.state != "Finishing" for child in children)
 
 
 def in_the_way(stage: StageStatus | None, children: Sequence[Child]) -> Child | None:

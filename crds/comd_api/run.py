@@ -102,6 +102,9 @@ class RunSpec(ApiModel):
     trainer: Trainer = Field(default_factory=Trainer)
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
     """What every random choice comes from: the same manifest gives the same pools."""
+    reuse: Literal["Always", "Never"] = "Always"
+    """Whether phases are taken over that another run has finished in the same store, on the same content, by the same recipe, seed and
+    code. What this run has finished itself is never made twice."""
     execution: Literal["Stage", "Phase"] = "Stage"
     """One Job per stage, its phases one after the other in the same pods; or one Job per phase."""
     retry: Retry = Field(default_factory=Retry)

@@ -1,13 +1,14 @@
 """What the operator hands to a trainer (config in the Job itself) and what it gets back (termination message)."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from comd_api.base import ApiModel, Count
 from comd_api.run import RunSpec
-from comd_api.status import ArtifactRef, Counts, ExitClass, MessageText, PhaseName, PhaseTime, Score
+from comd_api.status import ArtifactRef, Counts, ExitClass, MessageText, PhaseName, PhaseTime, Score, ShortText
 
 MAX_TERMINATION_MESSAGE = 4096
 """Bytes that kubelet keeps of a container's termination message."""
@@ -32,6 +33,30 @@ class StageConfig(ApiModel):
     """Artifacts of earlier stages: `preflight`; `student` and `pools` of the stage before."""
 
 
+class ReusedStage(ApiModel):
+    """A stage of which `preflight` has found every phase finished in the store."""
+
+    name: ShortText
+    artifacts: Annotated[list[ArtifactRef], Field(max_length=4)] = Field(default_factory=list)
+    counts: Counts | None = None
+    scores: Annotated[list[Score], Field(max_length=16)] = Field(default_factory=list)
+    stop: MessageText | None = None
+    """As `StageResult.stop`."""
+
+    def plain(self) -> "ReusedStage":
+        """Scores without groups, to six digits."""
+        numbers = ("value", "low", "high")
+        rounded = [
+            score.replace(**{name: round(getattr(score, name), 6) for name in numbers})
+            for score in _without_groups(self.scores)
+        ]
+        return self.replace(scores=rounded)
+
+    def passed_through(self) -> "ReusedStage":
+        """Without the pools, for which only the stage after it has a use."""
+        return self.replace(artifacts=[ref for ref in self.artifacts if ref.name != "pools"])
+
+
 class StageResult(ApiModel):
     """The termination message: how a stage (or the part of it that one Job runs) ended. At most 4,096 bytes as JSON."""
 
@@ -45,18 +70,32 @@ class StageResult(ApiModel):
     phases: Annotated[list[PhaseTime], Field(max_length=8)] = Field(default_factory=list)
     counts: Counts | None = None
     scores: Annotated[list[Score], Field(max_length=16)] = Field(default_factory=list)
+    reused: Annotated[list[ReusedStage], Field(max_length=39)] = Field(default_factory=list)
+    """The stages after `preflight` that need not run, in order and without a gap."""
 
     def to_termination_message(self) -> str:
         """Compact JSON of at most 4,096 bytes. What is broken down by group goes first when it does not fit (it is in the
-        `evaluate` artifact as well), then texts are cut, then times and scores go: a stage that is done must not fail for them."""
-        plain = self.replace(scores=[score.replace(groups=[]) for score in self.scores])
-        short = plain.replace(message=self.message[:256], stop=self.stop and self.stop[:256])
-        candidates = (self, plain, short, short.replace(phases=[]), short.replace(phases=[], scores=[]))
-        for candidate in candidates:
+        `evaluate` artifact as well), then reused stages go, the last ones first (their phases are found again when they are run), then
+        texts are cut, then times and scores go: a stage that is done must not fail for them."""
+        for candidate in self._ever_shorter():
             text = json.dumps(candidate.to_wire(), separators=(",", ":"), ensure_ascii=False)
             if len(text.encode()) <= MAX_TERMINATION_MESSAGE:
                 return text
         raise AssertionError(f"a stage result of {len(text.encode())} bytes can't be reported")
+
+    def _ever_shorter(self) -> Iterator["StageResult"]:
+        yield self
+        plain = self.replace(scores=_without_groups(self.scores), reused=[stage.plain() for stage in self.reused])
+        yield plain
+        for number in range(len(plain.reused), 0, -1):
+            kept = plain.reused[:number]
+            yield plain.replace(reused=[*(stage.passed_through() for stage in kept[:-1]), kept[-1]])
+        short = plain.replace(message=self.message[:256], stop=self.stop and self.stop[:256], reused=[])
+        yield from (short, short.replace(phases=[]), short.replace(phases=[], scores=[]))
+
+
+def _without_groups(scores: Sequence[Score]) -> list[Score]:
+    return [score.replace(groups=[]) for score in scores]
 
 
 class Progress(ApiModel):

@@ -7,7 +7,8 @@ from pydantic import Field
 from comd_api.base import ApiModel, Count, Digest, Timestamp
 
 RunPhase = Literal["Pending", "Queued", "Running", "Stalled", "Suspended", "Succeeded", "Failed"]
-StagePhase = Literal["Pending", "Queued", "Running", "Retrying", "Suspended", "Succeeded", "Failed"]
+StagePhase = Literal["Pending", "Queued", "Running", "Retrying", "Suspended", "Succeeded", "Reused", "Failed"]
+"""`Reused`: finished artifacts were found in the store, so that nothing was run."""
 ExitClass = Literal["Done", "UserError", "BadData", "TryAgain", "CannotStart", "Failed", "OutOfMemory", "Deadline"]
 """How an attempt ended. `TryAgain`: preempted, evicted, node or storage lost. `CannotStart`: its pods could not be started (image,
 Secret, resources). Neither spends the retry budget."""
@@ -124,6 +125,11 @@ class StageStatus(ApiModel):
     scores: Annotated[list[Score], Field(max_length=16)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
+
+    @property
+    def done(self) -> bool:
+        """Whether it has what later stages build on."""
+        return self.phase in ("Succeeded", "Reused")
 
 
 class Condition(ApiModel):

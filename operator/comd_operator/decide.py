@@ -20,7 +20,7 @@ from comd_operator.policies.clock import to_text
 from comd_operator.policies.conditions import conditions
 from comd_operator.policies.events import Event, event
 from comd_operator.policies.hold import Hold, Obstacle, hold
-from comd_operator.policies.results import record
+from comd_operator.policies.results import record, take_over
 from comd_operator.policies.retry import pause_left
 from comd_operator.policies.summary import summarize
 
@@ -169,8 +169,15 @@ def _record(
     ended = child.finished if child is not None and child.finished is not None else now
     seed = f"{run.metadata.uid or run.metadata.namespace}/{run.metadata.name}/{stage.name}"
     result = child.result if child is not None else None
-    done = record(stage, spec=run.spec, exit_class=exit_class, message=message, result=result, ended=ended, seed=seed)
-    return queue.start_clock(ledger.put(status, done), now) if stage.queued_since else ledger.put(status, done)
+    entry = record(stage, spec=run.spec, exit_class=exit_class, message=message, result=result, ended=ended, seed=seed)
+    status = queue.start_clock(ledger.put(status, entry), now) if stage.queued_since else ledger.put(status, entry)
+    if not entry.done or result is None:
+        return status
+    for found in result.reused:
+        if found.name != stages.upcoming(run.spec, status):
+            break  # The rounds end before it.
+        status = ledger.put(status, take_over(found, spec=run.spec, ended=ended))
+    return status
 
 
 def _enforce_deadlines(run: DistillationRun, status: RunStatus, now: datetime) -> RunStatus:

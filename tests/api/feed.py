@@ -59,10 +59,18 @@ class Feed:
         await self._news.wait()
 
     async def follow(self, path: str, version: str) -> None:
+        begun = False
         while True:  # The server ends a watch now and then, such as when the custom resource's definition is changed.
             params = {"resourceVersion": version}
             async for event in self._api.watch(path, params=params, inactivity_timeout=600):
                 obj = event["object"]
+                if event["type"] == "ERROR" and obj.get("code") == 410 and not begun:
+                    # Of a definition made a moment ago the server's cache may begin after the list. So far nothing was there.
+                    again = await self._api.get(path)
+                    assert again["items"] == [], f"what happened to {path} meanwhile was missed"
+                    version = again["metadata"]["resourceVersion"]
+                    break
+                begun = True
                 assert event["type"] in ("ADDED", "MODIFIED", "DELETED"), event
                 if obj["kind"] == "Job":
                     self._on_job(event["type"], obj)

@@ -6,9 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 from comd_api.run import DistillationRun
+from comd_api.stage import ReusedStage
+from comd_api.status import Counts
 from comd_operator.planner import labels, plan_run
 from tests.api.operators import operating
-from tests.api.simulator import STORAGE, End, Waits, decode, done
+from tests.api.simulator import STORAGE, End, Waits, decode, done, result
 from tests.api.world import World, condition, make_manifest
 
 STAGES = ["preflight", "pretrain", "round-1", "round-2"]
@@ -60,6 +62,38 @@ async def test_a_stage_is_handed_over_before_its_job_is_complete(world: World) -
     assert [config["stage"] for config in configs] == STAGES
     assert [ref["name"] for ref in configs[3]["inputs"]] == ["preflight", "student", "pools"]
     assert configs[3]["inputs"][1]["uri"] == f"{STORAGE}/round-1/student"
+
+
+async def test_stages_that_preflight_finds_finished(world: World) -> None:
+    """No Job is made for them, and they cost no write of their own."""
+
+    def script(pod: dict[str, Any]) -> End | Waits | None:
+        stage = pod["metadata"]["labels"][labels.STAGE]
+        if stage != "preflight":
+            return slowly(pod)
+        made = {name: result(name) for name in STAGES[1:3]}
+        reused = [
+            ReusedStage(name=name, artifacts=each.artifacts, scores=each.scores, counts=Counts(teacher_answers=0))
+            for name, each in made.items()
+        ]
+        return End(message=result(stage).replace(reused=reused).to_termination_message(), after=2.5)
+
+    async with world.proxied() as proxy:
+        await world.apply(make_manifest())
+        async with operating(world, proxy), world.simulated(script):
+            status = await world.until_phase("Succeeded")
+            await asyncio.sleep(1.5)
+            writes = [call.what for call in proxy.writes()]
+    assert world.job_names() == ["tiny-preflight-a1", "tiny-round-2-a1"]
+    assert [(stage["name"], stage["phase"]) for stage in status["stages"]] == [
+        ("preflight", "Succeeded"),
+        ("pretrain", "Reused"),
+        ("round-1", "Reused"),
+        ("round-2", "Succeeded"),
+    ]
+    assert writes.count("patch distillationruns/status") == 4, "as of a run of two stages"
+    messages = [event["message"] for event in await world.events()]
+    assert any("preflight; reused: pretrain, round-1; round-2: attempt 1" in message for message in messages), messages
 
 
 async def test_a_job_for_each_phase(world: World) -> None:

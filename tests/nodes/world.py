@@ -25,12 +25,13 @@ def upload_inputs(cluster: Cluster, folder: Path) -> None:
 
 
 def one_round(**changes: Any) -> dict[str, Any]:
-    """Two stages, preflight and round-1: a finished student, no evaluation. No failure that counts is forgiven (`retry.limit` 0).
-    `a__b=…` sets `spec.a.b`."""
+    """Two stages, preflight and round-1: a finished student, no evaluation. No failure that counts is forgiven (`retry.limit` 0), and
+    nothing is taken over from other tests, for what is run is the point. `a__b=…` sets `spec.a.b`."""
     document = manifest(
         student={"checkpoint": {"source": "inputs/models/student"}},
         storage={"uri": STORAGE},
         retry={"limit": 0, "backoffSeconds": 0},
+        reuse="Never",
         trainer={"podTemplate": {"spec": {"terminationGracePeriodSeconds": GRACE_SECONDS}}},
     )
     spec = document["spec"]

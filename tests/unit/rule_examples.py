@@ -248,6 +248,7 @@ REFUSED = [
     Transition("storage", {"storage": {"uri": "file:///other"}}),
     Transition("trainer", {"trainer__numProcPerNode": 2}),
     Transition("seed", {"seed": 1}),
+    Transition("reuse", {"reuse": "Never"}),
     Transition("execution", {"execution": "Phase"}),
     Transition("queue", {"queue": {"name": "gpus"}}),
     Transition("managedBy", {"managedBy": "example.com/other"}),

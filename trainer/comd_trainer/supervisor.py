@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from comd_api.exit_codes import ComdError, ExitCode, UserError
 from comd_api.profile import resolve
-from comd_api.stage import StageConfig, StageResult
+from comd_api.stage import ReusedStage, StageConfig, StageResult
 from comd_api.stages import phases_of
-from comd_api.status import ArtifactRef, Counts, ExitClass, PhaseName, PhaseTime, Score
-from comd_trainer import launcher, metrics
+from comd_api.status import Counts, ExitClass, PhaseName, PhaseTime
+from comd_trainer import launcher, metrics, reuse
 from comd_trainer.context import PreemptedError
-from comd_trainer.keys import phase_key, phase_prefix, stage_artifact_name
+from comd_trainer.keys import phase_prefix
 from comd_trainer.phases import phase_module
-from comd_trainer.preflight import check, check_unchanged, pinned
+from comd_trainer.preflight import changed_sources, check, check_unchanged, pinned
 from comd_trainer.server import StatusServer
 from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref, publish
 from comd_trainer.store.errors import SCRATCH_FIELD, local_errors
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def count_round(artifact: Artifact) -> None:
+def count_round(counts: Counts) -> None:
     """What a phase has found, whether it has run now or was there already."""
-    counts = Counts.model_validate(artifact.meta.get("counts", {}))
     for kind, number in counts.model_dump(by_alias=False, exclude_none=True).items():
         metrics.put(metrics.ROUND_ITEMS, number, kind=kind)
 
@@ -66,6 +65,8 @@ class Supervisor:
         self.stop = threading.Event()
         self.artifacts: dict[str, Artifact] = {}
         self.times: list[PhaseTime] = []
+        self.reused: list[ReusedStage] = []
+        """What `preflight` has found finished."""
         self.current: PhaseName | None = None
         self.node_rank, self.rendezvous = node_rank, rendezvous
         self.nodes: Nodes | None = None
@@ -117,6 +118,8 @@ class Supervisor:
             if self.stop.is_set() and self.decides:
                 raise PreemptedError("stopped by request between two phases")
             self._run_phase(phase, store=store, sources=sources)
+        if self.decides:
+            self._offer(store=store, sources=sources)
         if self.nodes is not None:
             self.nodes.finish()
 
@@ -153,11 +156,13 @@ class Supervisor:
         if phase == "preflight":
             artifact = check(self.config, store=store, sources=sources, cache=self.cache, scratch=self.scratch)
             reused = False
+            pinned_config = self.config.replace(spec=pinned(self.config.spec, artifact.meta))
+            self.reused = reuse.finished_stages(pinned_config, artifact, store=store, cache_dir=self.cache)
         else:
             artifact, reused = self._find_or_run(phase, store=store)
         self.artifacts[phase] = artifact
         if self.decides:
-            count_round(artifact)
+            count_round(reuse.account(self._made(), self.config).counts or Counts())
         self.times.append(PhaseTime(name=phase, seconds=round(time.monotonic() - started, 2), reused=reused))
         log.info(
             "%s %s in %.1f s: %s",
@@ -174,12 +179,14 @@ class Supervisor:
             raise UserError(f"stage {self.config.stage} has no artifact of the stage preflight among its inputs")
         fingerprints: dict[str, str] = preflight.meta["fingerprints"]
         inputs = {name: self.artifacts[name] for name in module.INPUTS if name in self.artifacts}
-        recipe = module.recipe(self.config, fingerprints)
-        digests = {name: artifact.digest for name, artifact in inputs.items()}
-        key = phase_key(phase=phase, recipe=recipe, inputs=digests)
+        key, made_from = reuse.key_of(self.config, phase, fingerprints=fingerprints, inputs=inputs)
         prefix = phase_prefix(self.config, phase, key)
-        found = self._find(phase, key=key, prefix=prefix, store=store)
+        found = self._find(phase, key=key, store=store)
         if found is not None:
+            if self.decides and reuse.is_taken_over(found, self.config):
+                self._clear(
+                    prefix, store=store
+                )  # What an attempt has left that was stopped before the other run had it.
             return found, True
         folder = self.scratch / f"{phase}-{key[:16]}"
         # What an attempt that was killed left half done; its checkpoints and shards are in the store.
@@ -202,13 +209,11 @@ class Supervisor:
             )
         finally:
             self.server.status.settle()
-        # What the key was made from: seeds, decoding, models, pools (method section 12, row 30).
-        made_from = {"recipe": recipe, "inputs": digests}
         artifact = self._publish(phase, key=key, prefix=prefix, folder=folder, made_from=made_from, store=store)
         shutil.rmtree(folder, ignore_errors=True)
         return artifact, False
 
-    def _find(self, phase: PhaseName, *, key: str, prefix: str, store: Store) -> Artifact | None:
+    def _find(self, phase: PhaseName, *, key: str, store: Store) -> Artifact | None:
         """The phase's artifact if there is one already, as the first node sees it: nodes that look for themselves, one a moment later
         than the other, could come to different answers."""
         if self.nodes is not None and not self.nodes.is_first:
@@ -217,14 +222,14 @@ class Supervisor:
                 raise UserError(
                     f"phase {phase} has another content key here than on node 0; give all nodes the same image and the same data"
                 )
-            return self._open_made(prefix, store=store) if word["found"] else None
-        found = open_artifact(store, prefix, cache_dir=self.cache)
+            return self._open_made(word["found"], store=store) if word["found"] else None
+        found = reuse.find(self.config, phase, key=key, store=store, cache_dir=self.cache)
         if found is None and phase not in self.config.phases:
             raise UserError(
                 f"phase {phase} of stage {self.config.stage} has not been run yet, and this Job is for {self.config.phases} alone"
             )
         if self.nodes is not None:
-            self.nodes.say(phase, {"key": key, "found": found is not None})
+            self.nodes.say(phase, {"key": key, "found": found.prefix if found is not None else None})
         return found
 
     def _publish(
@@ -242,14 +247,52 @@ class Supervisor:
             kind=phase,
             key=key,
             folder=folder / "out",
-            meta=meta | made_from,
+            meta=meta | made_from | {"code": reuse.code_digest()},
             cache_dir=self.cache,
         )
-        for leftover in list(store.list(f"{prefix}/partial")):
-            store.delete(leftover.path)
+        self._clear(prefix, store=store)
         if self.nodes is not None:
             self.nodes.say(f"{phase}/published", True)
         return artifact
+
+    def _clear(self, prefix: str, *, store: Store) -> None:
+        """Removes checkpoints and shards of a phase that is done."""
+        for leftover in list(store.list(f"{prefix}/partial")):
+            store.delete(leftover.path)
+
+    def _offer(self, *, store: Store, sources: Sources) -> None:
+        """Lets other runs find what this one has made, unless it may have been made of something else than `preflight` saw: folders are
+        looked at once more, which a stage's beginning spares. No stage fails for it."""
+        own = {
+            phase: artifact
+            for phase, artifact in self._made().items()
+            if phase != "preflight"
+            and not reuse.is_taken_over(artifact, self.config)
+            and artifact.meta.get("code") == reuse.code_digest()
+        }
+        try:
+            new = {
+                phase: artifact
+                for phase, artifact in own.items()
+                if not reuse.is_offered(phase, key=artifact.manifest.key, store=store, cache_dir=self.cache)
+            }
+            if not new:
+                return
+            changed = changed_sources(self.config.spec, self.artifacts["preflight"].meta["fingerprints"], sources)
+            if changed:
+                log.warning(
+                    "changed since preflight, so that no other run takes this stage over: %s", ", ".join(changed)
+                )
+                return
+            for phase, artifact in new.items():
+                reuse.offer(artifact, phase=phase, key=artifact.manifest.key, store=store)
+        except ComdError as error:
+            log.warning("other runs do not find what this stage has made: %s", error)
+
+    def _made(self) -> dict[PhaseName, Artifact]:
+        """The stage's phases that are done, in order."""
+        phases = phases_of(self.config.spec, self.config.stage)
+        return {phase: self.artifacts[phase] for phase in phases if phase in self.artifacts}
 
     def _open_made(self, prefix: str, *, store: Store) -> Artifact:
         """What the first node has found or made."""
@@ -276,33 +319,20 @@ class Supervisor:
         failed_phase = self.current if failed else None
         if not self.decides:
             return StageResult(exit_class=exit_class, message=message[:1024], failed_phase=failed_phase)
-        refs: dict[str, ArtifactRef] = {}
-        counts = Counts()
-        scores: list[Score] = []
-        stop = None
-        for phase in phases_of(self.config.spec, self.config.stage):
-            artifact = self.artifacts.get(phase)
-            if artifact is None:
-                continue
-            name = stage_artifact_name(phase)
-            if name is not None:
-                refs[name] = artifact.ref(name)
-            meta = artifact.meta
-            counts = counts.replace(
-                **Counts.model_validate(meta.get("counts", {})).model_dump(by_alias=False, exclude_none=True)
-            )
-            scores += [Score.model_validate(score) for score in meta.get("scores", [])]
-            stop = meta.get("stop") or stop
-            message = message or (meta.get("summary", "") if exit_class == "Done" else "")
+        made = self._made()
+        told = reuse.account(made, self.config)
+        if not failed:
+            message = message or next((each.meta["summary"] for each in made.values() if "summary" in each.meta), "")
         return StageResult(
             exit_class=exit_class,
             message=message[:1024],
             failed_phase=failed_phase,
-            stop=None if failed else stop,
-            artifacts=list(refs.values()),
+            stop=None if failed else told.stop,
+            artifacts=told.artifacts,
             phases=self.times,
-            counts=counts if counts != Counts() else None,
-            scores=scores,
+            counts=told.counts,
+            scores=told.scores,
+            reused=[] if failed else self.reused,
         )
 
     def _write_termination_message(self, result: StageResult) -> None:

@@ -53,7 +53,7 @@ def run_command(
 
 def _going_on(run: DistillationRun) -> str:
     status = run.status or RunStatus()
-    done = [stage.name for stage in status.stages if stage.phase == "Succeeded"]
+    done = [stage.name for stage in status.stages if stage.done]
     return f"{run.metadata.name} goes on at {status.stage}; done: {', '.join(done) or 'nothing yet'}"
 
 

@@ -52,7 +52,7 @@ def inputs_of(status: RunStatus, stage: str) -> list[ArtifactRef]:
     for entry in status.stages:
         if entry.name == stage:
             break
-        if entry.phase == "Succeeded":
+        if entry.done:
             earlier.append(entry)
     newest = {ref.name: ref for entry in earlier for ref in entry.artifacts}
     return [newest[name] for name in INPUT_NAMES if name in newest]

@@ -106,7 +106,7 @@ def _why(
             return "Pending", "nothing was started yet"
         case "Succeeded":
             early = stages.ended_early(run.spec, status)
-            return ("StoppedEarly", early) if early else ("Finished", f"all {len(status.stages)} stages are done")
+            return ("StoppedEarly", early) if early else ("Finished", _all_done(status))
         case "Failed":
             failed = ledger.failed_stage(status)
             assert failed is not None, "a run fails in a stage"
@@ -136,7 +136,14 @@ def _why(
 
 
 def _findings(status: RunStatus) -> str:
-    """What preflight has found, said until the stage after it is done."""
-    first = status.stages[0]
-    tells = len(status.stages) == 2 and first.name == "preflight" and first.message
-    return f"; preflight: {first.message}" if tells else ""
+    """What preflight has found, said until the first stage that is run after it is done."""
+    first, between = status.stages[0], status.stages[1:-1]
+    if len(status.stages) == 1 or first.name != "preflight" or any(stage.phase != "Reused" for stage in between):
+        return ""
+    reused = f"; reused: {', '.join(stage.name for stage in between)}" if between else ""
+    return f"; preflight: {first.message}{reused}" if first.message else reused
+
+
+def _all_done(status: RunStatus) -> str:
+    reused = sum(stage.phase == "Reused" for stage in status.stages)
+    return f"all {len(status.stages)} stages are done" + (f", {reused} of them reused" if reused else "")

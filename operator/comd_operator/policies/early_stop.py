@@ -20,7 +20,7 @@ def reason(spec: RunSpec, status: RunStatus) -> str | None:
     best_at, without_gain = "", 0
     for stage in status.stages:
         value = _student_score(stage, rule.evaluation)
-        if stage.phase != "Succeeded" or value is None:
+        if not stage.done or value is None:
             continue
         gain = None if best is None else value - best
         if gain is None or (gain > _ROUNDING and gain >= rule.min_gain - _ROUNDING):

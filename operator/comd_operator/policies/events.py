@@ -27,7 +27,8 @@ def event(before: RunStatus, after: RunStatus, *, queue: bool) -> Event | None:
             return told
     if ended:
         last = ended[-1]
-        return Event(type=last.type, reason=last.reason, message="; ".join(filter(None, (last.message, started))))
+        words = (last.message, _taken_over(before, after), started)
+        return Event(type=last.type, reason=last.reason, message="; ".join(filter(None, words)))
     if after.phase == "Stalled" and _ready(before).reason != _ready(after).reason:
         return Event(type="Warning", reason=_ready(after).reason, message=_ready(after).message)
     return Event(type="Normal", reason="JobStarted", message=started) if started else None
@@ -66,6 +67,11 @@ def _ended(before: StageStatus | None, after: StageStatus, status: RunStatus) ->
         words = f"{after.name}: {after.exit_class}: {after.message or 'no reason was given'}"
         return Event(type="Warning", reason="AttemptFailed", message=words)
     return None
+
+
+def _taken_over(before: RunStatus, after: RunStatus) -> str | None:
+    names = [stage.name for stage in after.stages if stage.phase == "Reused" and before.stage_named(stage.name) is None]
+    return f"reused: {', '.join(names)}" if names else None
 
 
 def _started(before: StageStatus | None, after: StageStatus) -> str | None:

@@ -9,7 +9,7 @@ from comd_api.status import RunStatus, StageStatus
 def current(status: RunStatus) -> StageStatus | None:
     """The stage that was begun and is not done; None between stages."""
     last = status.stages[-1] if status.stages else None
-    return last if last is not None and last.phase != "Succeeded" else None
+    return last if last is not None and not last.done else None
 
 
 def newest(status: RunStatus) -> StageStatus | None:

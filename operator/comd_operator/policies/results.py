@@ -3,7 +3,8 @@
 from datetime import datetime
 
 from comd_api.run import RunSpec
-from comd_api.stage import StageResult
+from comd_api.stage import ReusedStage, StageResult
+from comd_api.stages import phases_of
 from comd_api.status import Counts, ExitClass, PhaseTime, StageStatus
 from comd_operator.planner.jobs import jobs_of
 from comd_operator.policies import queue, retry
@@ -54,6 +55,22 @@ def _one_job_further(stage: StageStatus, *, spec: RunSpec, message: str, ended: 
     if stage.completed_jobs < len(jobs_of(spec, stage.name)):
         return stage
     return stage.replace(phase="Succeeded", completion_time=to_text(ended))
+
+
+def take_over(found: ReusedStage, *, spec: RunSpec, ended: datetime) -> StageStatus:
+    """The ledger's entry of a stage that was found finished when `preflight` ended. It has no attempt and took no time."""
+    return StageStatus(
+        name=found.name,
+        phase="Reused",
+        message="found finished in the store; nothing was run",
+        start_time=to_text(ended),
+        completion_time=to_text(ended),
+        stop=found.stop,
+        artifacts=found.artifacts,
+        phases=[PhaseTime(name=phase, seconds=0.0, reused=True) for phase in phases_of(spec, found.name)],
+        counts=found.counts,
+        scores=found.scores,
+    )
 
 
 def merge(stage: StageStatus, result: StageResult) -> StageStatus:

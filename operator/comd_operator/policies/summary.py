@@ -50,9 +50,7 @@ def phase_of(spec: RunSpec, status: RunStatus, *, paused: bool, hold: Hold | Non
 
 def newest_student(status: RunStatus) -> ArtifactRef | None:
     """The student of the last stage that was finished."""
-    students = [
-        ref for stage in status.stages if stage.phase == "Succeeded" for ref in stage.artifacts if ref.name == "student"
-    ]
+    students = [ref for stage in status.stages if stage.done for ref in stage.artifacts if ref.name == "student"]
     return students[-1] if students else None
 
 

@@ -100,10 +100,29 @@ def by_phase(site: Site) -> None:
     compare(run, to=undisturbed(site))
 
 
+def reused(site: Site) -> None:
+    """A run on the content of one that is finished: only preflight is run, which asks for no GPU, and the student is the same one. So it is
+    when the run is deleted and applied again, as a GitOps tool may do."""
+    whole = undisturbed(site)
+    namespace = site.namespace("reused")
+    for _ in range(2):
+        run = site.apply(one_round(reuse="Always"), namespace)
+        status = run.until_phase("Succeeded")
+        assert [(stage["name"], stage["phase"]) for stage in status["stages"]] == [
+            ("preflight", "Succeeded"),
+            ("round-1", "Reused"),
+        ]
+        assert run.jobs() == ["tiny-preflight-a1"]
+        assert status["student"] == whole.status()["student"]
+        run.kubectl("delete", "drun", run.name, "--wait")
+        run.until_idle()
+
+
 SCENES: dict[str, Scene] = {
     "by-phase": by_phase,
     "store-away": store_away,
     "out-of-memory": out_of_memory,
     "user-error": user_error,
     "bad-data": bad_data,
+    "reused": reused,
 }

@@ -62,9 +62,7 @@ def run(ctx: PhaseContext) -> None:
     write_rows(ctx.out / "items.jsonl", items)
     write_rows(ctx.out / "teacher.jsonl", teacher)
     write_rows(ctx.out / "student.jsonl", student)
-    # Counts of a stage's phases are merged, the later phase's value standing: this one holds both phases' answers.
-    before = ctx.artifacts["teach"].meta.get("counts", {}).get("teacherAnswers", 0)
-    ctx.set_meta({**meta, "counts": {"compared": len(items), "fresh": len(fresh), "teacherAnswers": before + made}})
+    ctx.set_meta({**meta, "counts": {"compared": len(items), "fresh": len(fresh), "teacherAnswers": made}})
 
 
 def fresh_items(ctx: PhaseContext, cache: list[Item]) -> tuple[list[Item], dict[str, Any]]:

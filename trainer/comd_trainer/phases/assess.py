@@ -50,6 +50,7 @@ def recipe(config: StageConfig, fingerprints: Mapping[str, str]) -> dict[str, An
         "hardItemsFloor": rounds.hard_items_floor,
         "belowFloor": rounds.below_floor,
         "hardItems": rounds.augmentation.hard_items,
+        "maxDropFraction": spec.assessor.judge.max_drop_fraction,
         "seed": spec.seed,
     }
 

@@ -112,6 +112,13 @@ def check_unchanged(spec: RunSpec, fingerprints: Mapping[str, str], sources: Sou
             )
 
 
+def changed_sources(spec: RunSpec, fingerprints: Mapping[str, str], sources: Sources) -> list[str]:
+    """Files and folders that are not any more what `preflight` saw, each after its field. What the hub has is pinned."""
+    here = [one for one in named_sources(spec) if not one.source.startswith("hf://")]
+    now = take_fingerprints(here, sources)
+    return [f"{one.field} ({one.source})" for one in here if now[one.source] != fingerprints[one.source]]
+
+
 def _with_written(fingerprints: dict[str, str], *, written: RunSpec, read: RunSpec) -> dict[str, str]:
     """The fingerprints under the names that the manifest has for pinned sources as well."""
     names = zip(named_sources(written), named_sources(read), strict=True)

@@ -77,19 +77,32 @@ class Artifact:
             fetch_log.file_done()
 
         in_parallel(fetch, self.manifest.files, threads=FILES_AT_ONCE)
-        folder = self.store.local_path(self._stored("")) or FileCache(self.cache_dir).tree(self._tree)
+        folder = self.store.local_path(self.stored_path("")) or FileCache(self.cache_dir).tree(self._tree)
         folder.mkdir(parents=True, exist_ok=True)  # an artifact without files has none yet
         return folder
+
+    def check_files(self) -> None:
+        """Makes sure that every file is there and as long as the manifest says; none is fetched. Errors: CorruptArtifactError."""
+        there = {file.path: file.size for file in self.store.list(self.prefix)}
+        for entry in self.manifest.files:
+            size = there.get(self.stored_path(entry.path))
+            if size is None:
+                raise CorruptArtifactError(f"artifact {self.uri} lacks its file {entry.path!r}; {_REMEDY}")
+            if size != entry.size:
+                raise CorruptArtifactError(
+                    f"artifact {self.uri}: the file {entry.path!r} has {size} bytes instead of {entry.size}; {_REMEDY}"
+                )
 
     @property
     def _tree(self) -> str:
         return self.digest.removeprefix("sha256:")
 
-    def _stored(self, file: str) -> str:
+    def stored_path(self, file: str) -> str:
+        """Where in the store one of its files lies."""
         return "/".join(part for part in (self.prefix, self.manifest.root, file) if part)
 
     def _fetch(self, entry: FileEntry, on_bytes: OnBytes | None) -> Path:
-        stored = self._stored(entry.path)
+        stored = self.stored_path(entry.path)
         local = self.store.local_path(stored)
         try:
             if local is not None:

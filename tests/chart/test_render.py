@@ -63,6 +63,10 @@ def test_names_fit_whatever_the_release_is_called(helm: Helm) -> None:
             assert len(each["metadata"]["name"]) <= 63, each["metadata"]["name"]
     assert helm.render(release="comd-operator").one("Deployment")["metadata"]["name"] == "comd-operator"
     assert helm.render({"nameOverride": "x"}).one("Deployment")["metadata"]["name"] == "comd-x"
+    assert helm.render(release="comd.prod").one("Service")["metadata"]["name"] == "comd-prod-comd-operator"
+    assert helm.render({"fullnameOverride": "x"}, release="1comd").one("Service")["metadata"]["name"] == "x"
+    with pytest.raises(HelmError, match=r"1comd-comd-operator the name of a Service, which must begin with a letter"):
+        helm.render(release="1comd")
 
 
 def pods(rendered: Rendered) -> list[Object]:

@@ -137,6 +137,19 @@ def test_bounds_are_the_operator_s() -> None:
 
 WRONG: list[tuple[Object, str]] = [
     ({"replica": 2}, "'replica' not allowed"),
+    ({"fullnameOverride": "1comd"}, "fullnameOverride"),
+    (
+        {"extraEnv": [{"name": "COMD_OPERATOR_PORT", "value": "9999"}]},
+        "extraEnv: COMD_OPERATOR_PORT is set by a value of the chart's own",
+    ),
+    # A blank in a file, or `--set x=null`, takes a value away.
+    ({"port": None}, "missing property 'port'"),
+    ({"watchNamespaces": None}, "missing property 'watchNamespaces'"),
+    ({"networkPolicy": None}, "missing property 'networkPolicy'"),
+    ({"networkPolicy": {"apiServerPorts": None}}, "missing property 'apiServerPorts'"),
+    ({"networkPolicy": {"trainer": {"namespaces": None}}}, "missing property 'namespaces'"),
+    ({"defaults": {"storage": {"s3": None}}}, "missing property 's3'"),
+    ({"livenessProbe": None}, "missing property 'livenessProbe'"),
     (
         {"commonLabels": {"app.kubernetes.io/name": "x"}},
         "commonLabels: app.kubernetes.io/name: x is the chart's own label",

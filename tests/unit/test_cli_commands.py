@@ -73,6 +73,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_validate(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: tiny valid\n"
+    assert main(["validate", "-f", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: tiny valid\n"
     bad = tmp_path / "bad.yaml"
     bad.write_text(yaml.safe_dump(manifest(rounds__threshold=12, seed=-1)))
     assert main(["validate", str(file), str(bad)]) == 64

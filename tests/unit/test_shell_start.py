@@ -1,10 +1,15 @@
 """A start that can't succeed ends at once, in a sentence, whichever way the operator was started."""
 
+import getpass
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from comd_operator.shell.handlers import name_the_user
 
 
 def started(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,3 +64,19 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         )
     assert done.returncode == 64, done.stderr
     assert done.stderr == f"comd: --port: {number} is taken; give --port another number, or 0\n"
+
+
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a platform gives the pod one: kopf would end with a traceback."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setenv("LOGNAME", "somebody")
+    name_the_user()
+    assert getpass.getuser() == "somebody"
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    name_the_user()
+    assert getpass.getuser() == "comd"

@@ -5,13 +5,17 @@
 {{/* Of objects. Shorter than a label by as much as the longest of our own endings. */}}
 {{- define "comd.fullname" -}}
 {{- $name := include "comd.name" . -}}
+{{- $full := printf "%s-%s" .Release.Name $name -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- $full = .Values.fullnameOverride -}}
 {{- else if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- $full = .Release.Name -}}
 {{- end -}}
+{{- $full = $full | replace "." "-" -}}
+{{- if not (regexMatch "^[a-z]" $full) -}}
+{{- fail (printf "the release's name makes %s the name of a Service, which must begin with a letter; give the release another name, or set fullnameOverride" $full) -}}
+{{- end -}}
+{{- $full | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "comd.labels" -}}
@@ -106,6 +110,11 @@ app.kubernetes.io/managed-by: comd-operator
   "LOG_FORMAT" .Values.logFormat
   "LOG_LEVEL" .Values.logLevel
 -}}
+{{- range .Values.extraEnv }}
+{{- if hasKey $options (trimPrefix "COMD_OPERATOR_" .name) }}
+{{- fail (printf "extraEnv: %s is set by a value of the chart's own; take it out" .name) }}
+{{- end }}
+{{- end }}
 {{- range $name, $value := $options }}
 {{- if $value }}
 - name: COMD_OPERATOR_{{ $name }}

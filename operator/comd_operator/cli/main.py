@@ -74,7 +74,11 @@ def parser() -> argparse.ArgumentParser:
     add_options(plan.add_argument_group("with --kubernetes, as of the operator"), FILLED_IN)
 
     validate = commands.add_parser("validate", help="check manifests as the API server would")
-    validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    validate.add_argument("files", type=Path, nargs="*", metavar="FILE")
+    validate.add_argument(
+        "-f", "--filename", type=Path, action="append", default=[], metavar="FILE", help="the same, as kubectl has it"
+    )
+    validate.set_defaults(complain=validate.error)
 
     doctor = commands.add_parser("doctor", help="look at everything that a run needs, without running anything")
     _add_file(doctor)
@@ -161,7 +165,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         case "validate":
             from comd_operator.cli.validate import validate_command
 
-            return validate_command(arguments.files)
+            files = [*arguments.files, *arguments.filename]
+            if not files:
+                arguments.complain("the following arguments are required: FILE")
+            return validate_command(files)
         case "installed":
             from comd_operator.cli.installed import installed_command
 

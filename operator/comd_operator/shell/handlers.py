@@ -7,6 +7,8 @@ watch stays in their memory for ever, and a run would wait for a Job that is lon
 
 import asyncio
 import contextlib
+import getpass
+import os
 from typing import Any
 
 import kopf
@@ -51,6 +53,7 @@ def run(options: Options) -> bool:
 async def _keep(operator: Operator) -> None:
     """The operator starts before kopf does, which would tell an error of the start with a traceback of its own."""
     namespaces = operator.options.namespace_list
+    name_the_user()
     try:
         await operator.start()
         await kopf.operator(
@@ -58,3 +61,11 @@ async def _keep(operator: Operator) -> None:
         )
     finally:
         await operator.stop()
+
+
+def name_the_user() -> None:
+    """kopf asks for the user's name, which images and platforms that choose a user of their own do not know."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ["LOGNAME"] = "comd"

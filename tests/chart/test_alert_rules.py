@@ -129,6 +129,24 @@ CASES = {
         [of_operator("comd_stage_retries_total", "0+1x120", stage="round", exit_class="TryAgain", cause="other")],
         90,
     ),
+    "slots are missed": Case(
+        "ComdSlotsMissed",
+        [of_operator("comd_schedule_slots_total", "0x30 2x60", result="Missed")],
+        40,
+        "Slots within the last hour that nobody started in time: 2. They are not made up for.",
+    ),
+    "slots were missed before the operator came back": Case(
+        "ComdSlotsMissed",
+        [of_operator("comd_schedule_slots_total", "_x20 3x60", result="Missed")],
+        40,
+        "Slots within the last hour that nobody started in time: 3. They are not made up for.",
+    ),
+    "slots were missed long ago": Case(
+        "ComdSlotsMissed", [of_operator("comd_schedule_slots_total", "_x20 3x120", result="Missed")], 100
+    ),
+    "slots are skipped, as the schedule says": Case(
+        "ComdSlotsMissed", [of_operator("comd_schedule_slots_total", "0+1x60", result="Skipped")], 40
+    ),
     "a stage is stuck": Case(
         "ComdStageStuck",
         [of_trainer("comd_last_progress_time_seconds", "0x80", phase="tune")],

@@ -78,7 +78,10 @@ class StageResult(ApiModel):
         `evaluate` artifact as well), then reused stages go, the last ones first (their phases are found again when they are run), then
         texts are cut, then times and scores go: a stage that is done must not fail for them."""
         for candidate in self._ever_shorter():
-            text = json.dumps(candidate.to_wire(), separators=(",", ":"), ensure_ascii=False)
+            wire = candidate.to_wire()
+            if not candidate.reused:
+                del wire["reused"]  # which an operator that is older does not know
+            text = json.dumps(wire, separators=(",", ":"), ensure_ascii=False)
             if len(text.encode()) <= MAX_TERMINATION_MESSAGE:
                 return text
         raise AssertionError(f"a stage result of {len(text.encode())} bytes can't be reported")

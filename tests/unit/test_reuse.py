@@ -47,8 +47,11 @@ def made(store: Store, tmp_path: Path, *, run: str = "first", key: str = KEY, **
     return artifact
 
 
-def look(store: Store, tmp_path: Path, *, run: str = "second", key: str = KEY, **options: Any) -> Artifact | None:
-    return reuse.find(config(run, **options), "teach", key=key, store=store, cache_dir=tmp_path / "cache")
+def look(
+    store: Store, tmp_path: Path, *, run: str = "second", key: str = KEY, noted_only: bool = False, **options: Any
+) -> Artifact | None:
+    asking = config(run, **options)
+    return reuse.find(asking, "teach", key=key, store=store, cache_dir=tmp_path / "cache", noted_only=noted_only)
 
 
 def said(**entry: str) -> bytes:
@@ -117,6 +120,22 @@ def test_what_was_taken_over_stays(store: Store, tmp_path: Path) -> None:
     assert look(store, tmp_path) is None
     own = made(store, tmp_path, run="second")
     assert look(store, tmp_path) == own
+
+
+def test_a_later_job_takes_over_only_what_an_earlier_one_has(store: Store, tmp_path: Path) -> None:
+    """With one Job for each phase: another artifact than the one that was built on would be another run."""
+    first = made(store, tmp_path)
+    assert look(store, tmp_path, noted_only=True) is None
+    assert reuse.lost(config("second"), "teach", key=KEY, store=store) is None
+    left = f"{phase_prefix(config('second'), 'teach', KEY)}/partial/checkpoint"
+    store.write(left, b"of an attempt that was stopped")
+    assert look(store, tmp_path) == first
+    assert not store.exists(left)
+    assert look(store, tmp_path, noted_only=True) == first
+    (tmp_path / "store" / first.prefix / "manifest.json").unlink()
+    made(store, tmp_path, run="third")
+    assert look(store, tmp_path, noted_only=True) is None
+    assert reuse.lost(config("second"), "teach", key=KEY, store=store) == first.uri
 
 
 def test_what_is_offered_is_whole(store: Store, tmp_path: Path) -> None:

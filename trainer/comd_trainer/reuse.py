@@ -92,9 +92,12 @@ def offer(artifact: Artifact, *, phase: PhaseName, key: str, store: Store) -> No
     store.write(entry_path(phase, key), Entry.of(artifact))
 
 
-def find(config: StageConfig, phase: PhaseName, *, key: str, store: Store, cache_dir: Path) -> Artifact | None:
+def find(
+    config: StageConfig, phase: PhaseName, *, key: str, store: Store, cache_dir: Path, noted_only: bool = False
+) -> Artifact | None:
     """The phase's artifact if this run has finished it or, unless `spec.reuse` is Never, another one has. What is taken over is noted, so
-    that all Jobs and attempts of the run take the same, whatever is offered meanwhile.
+    that all Jobs and attempts of the run take the same, whatever is offered meanwhile. `noted_only`: nothing is taken over now that was
+    not before, for what this Job goes on from is settled.
 
     Raises:
         CorruptArtifactError: the manifest of this run's own artifact is damaged.
@@ -106,11 +109,27 @@ def find(config: StageConfig, phase: PhaseName, *, key: str, store: Store, cache
         return own
     noted = f"{prefix}/{TAKEN_OVER}"
     found = _at(noted, phase=phase, key=key, store=store, cache_dir=cache_dir)
-    if found is None:
+    if found is None and not noted_only:
         found = _at(entry_path(phase, key), phase=phase, key=key, store=store, cache_dir=cache_dir)
         if found is not None:
             store.write(noted, Entry.of(found))
+            clear_partial(prefix, store=store)  # What an attempt has left that was stopped before the other run had it.
     return found
+
+
+def lost(config: StageConfig, phase: PhaseName, *, key: str, store: Store) -> str | None:
+    """What this run has taken over and does not find any more: its URI."""
+    try:
+        entry = Entry.model_validate_json(store.read(f"{phase_prefix(config, phase, key)}/{TAKEN_OVER}"))
+    except (FileNotFoundError, ValidationError):
+        return None
+    return store.uri_of(entry.prefix)
+
+
+def clear_partial(prefix: str, *, store: Store) -> None:
+    """Removes checkpoints and shards of a phase that is done."""
+    for leftover in list(store.list(f"{prefix}/partial")):
+        store.delete(leftover.path)
 
 
 def _at(path: str, *, phase: PhaseName, key: str, store: Store, cache_dir: Path) -> Artifact | None:

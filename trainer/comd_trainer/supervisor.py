@@ -21,7 +21,7 @@ from comd_trainer.keys import phase_prefix
 from comd_trainer.phases import phase_module
 from comd_trainer.preflight import changed_sources, check, check_unchanged, pinned
 from comd_trainer.server import StatusServer
-from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref, publish
+from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact, open_ref, publish
 from comd_trainer.store.errors import SCRATCH_FIELD, local_errors
 from comd_trainer.store.sources import Sources
 from comd_trainer.store.stores import Store, open_store
@@ -118,10 +118,10 @@ class Supervisor:
             if self.stop.is_set() and self.decides:
                 raise PreemptedError("stopped by request between two phases")
             self._run_phase(phase, store=store, sources=sources)
-        if self.decides:
-            self._offer(store=store, sources=sources)
         if self.nodes is not None:
             self.nodes.finish()
+        if self.decides and self._run_here():
+            self._offer(store=store, sources=sources)
 
     def _raise_if_stopped(self) -> None:
         """While something is fetched."""
@@ -183,10 +183,6 @@ class Supervisor:
         prefix = phase_prefix(self.config, phase, key)
         found = self._find(phase, key=key, store=store)
         if found is not None:
-            if self.decides and reuse.is_taken_over(found, self.config):
-                self._clear(
-                    prefix, store=store
-                )  # What an attempt has left that was stopped before the other run had it.
             return found, True
         folder = self.scratch / f"{phase}-{key[:16]}"
         # What an attempt that was killed left half done; its checkpoints and shards are in the store.
@@ -223,8 +219,15 @@ class Supervisor:
                     f"phase {phase} has another content key here than on node 0; give all nodes the same image and the same data"
                 )
             return self._open_made(word["found"], store=store) if word["found"] else None
-        found = reuse.find(self.config, phase, key=key, store=store, cache_dir=self.cache)
-        if found is None and phase not in self.config.phases:
+        earlier = phase not in self.config.phases
+        found = reuse.find(self.config, phase, key=key, store=store, cache_dir=self.cache, noted_only=earlier)
+        if found is None and earlier:
+            lost = reuse.lost(self.config, phase, key=key, store=store)
+            if lost is not None:
+                raise CorruptArtifactError(
+                    f"phase {phase} of stage {self.config.stage} was taken over from {lost}, which is gone or damaged; delete the run "
+                    "and apply it again, so that it is made anew"
+                )
             raise UserError(
                 f"phase {phase} of stage {self.config.stage} has not been run yet, and this Job is for {self.config.phases} alone"
             )
@@ -247,33 +250,23 @@ class Supervisor:
             kind=phase,
             key=key,
             folder=folder / "out",
-            meta=meta | made_from | {"code": reuse.code_digest()},
+            meta=meta | made_from,
             cache_dir=self.cache,
         )
-        self._clear(prefix, store=store)
+        reuse.clear_partial(prefix, store=store)
         if self.nodes is not None:
             self.nodes.say(f"{phase}/published", True)
         return artifact
 
-    def _clear(self, prefix: str, *, store: Store) -> None:
-        """Removes checkpoints and shards of a phase that is done."""
-        for leftover in list(store.list(f"{prefix}/partial")):
-            store.delete(leftover.path)
-
     def _offer(self, *, store: Store, sources: Sources) -> None:
-        """Lets other runs find what this one has made, unless it may have been made of something else than `preflight` saw: folders are
-        looked at once more, which a stage's beginning spares. No stage fails for it."""
-        own = {
-            phase: artifact
-            for phase, artifact in self._made().items()
-            if phase != "preflight"
-            and not reuse.is_taken_over(artifact, self.config)
-            and artifact.meta.get("code") == reuse.code_digest()
-        }
-        try:
+        """Lets other runs find what this one has just made, unless it may have been made of something else than `preflight` saw: folders
+        are looked at once more, which a stage's beginning spares. No stage fails for it, nor does any wait for it when it is to stop."""
+        made = {phase: artifact for phase, artifact in self._made().items() if phase in self._run_here()}
+
+        def offer() -> None:
             new = {
                 phase: artifact
-                for phase, artifact in own.items()
+                for phase, artifact in made.items()
                 if not reuse.is_offered(phase, key=artifact.manifest.key, store=store, cache_dir=self.cache)
             }
             if not new:
@@ -286,8 +279,21 @@ class Supervisor:
                 return
             for phase, artifact in new.items():
                 reuse.offer(artifact, phase=phase, key=artifact.manifest.key, store=store)
-        except ComdError as error:
-            log.warning("other runs do not find what this stage has made: %s", error)
+
+        def try_to() -> None:
+            try:
+                offer()
+            except (ComdError, OSError) as error:
+                log.warning("other runs do not find what this stage has made: %s", error)
+
+        thread = threading.Thread(target=try_to, name="offer", daemon=True)
+        thread.start()
+        while thread.is_alive() and not self.stop.is_set():
+            thread.join(timeout=0.2)
+
+    def _run_here(self) -> set[PhaseName]:
+        """Phases that this Job has not found but run, and others could take over."""
+        return {time.name for time in self.times if not time.reused and time.name != "preflight"}
 
     def _made(self) -> dict[PhaseName, Artifact]:
         """The stage's phases that are done, in order."""

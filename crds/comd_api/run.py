@@ -8,8 +8,10 @@ from comd_api import API_VERSION
 from comd_api.base import KMS_KEY_FORM, REGION_FORM, URL_FORM, ApiModel, Name, Rule, StoreUri
 from comd_api.data import Data
 from comd_api.pods import ConfigMapKeySelector, LocalObjectReference, Queue, SecretKeySelector, Trainer
+from comd_api.promotion import Promotion
 from comd_api.recipe import Generation, Pretraining, Rounds, Training
 from comd_api.roles import Assessor, Augmentor, Model, Student
+from comd_api.start import StartFrom
 from comd_api.status import RunStatus
 
 
@@ -102,6 +104,13 @@ class RunSpec(ApiModel):
     trainer: Trainer = Field(default_factory=Trainer)
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
     """What every random choice comes from: the same manifest gives the same pools."""
+    start_from: StartFrom | None = None
+    """Begin with the student of an earlier run. There is no pre-training then, and `student` must be what that run had."""
+    skip_if_unchanged_since: Name | None = None
+    """Name of a run in the same namespace and store. Where neither data nor recipe have changed since, the run is done with
+    `preflight`, has that run's student, and asks for no GPU."""
+    promotion: Promotion | None = None
+    """When the student takes the place of the one that is served; decided in a last stage, `promote`, which needs no GPU."""
     reuse: Literal["Always", "Never"] = "Always"
     """Whether phases are taken over that another run has finished in the same store, on the same content, by the same recipe, seed and
     code. What this run has finished itself is never made twice."""
@@ -143,7 +152,7 @@ class RunSpec(ApiModel):
 
     rules = (
         Rule(
-            "!has(self.student.composed) || has(self.pretraining)",
+            "!has(self.student.composed) || has(self.pretraining) || has(self.startFrom)",
             "student.composed starts with a random projector and needs pretraining (with data.pretraining); add pretraining: {}",
         ),
         Rule(
@@ -190,6 +199,15 @@ class RunSpec(ApiModel):
         Rule(
             "!has(self.rounds.earlyStop) || self.data.evaluation.exists(e, e.name == self.rounds.earlyStop.evaluation)",
             "rounds.earlyStop.evaluation must be the name of an entry of data.evaluation",
+        ),
+        Rule(
+            "!has(self.promotion) || self.data.evaluation.exists(e, e.name == self.promotion.evaluation)",
+            "promotion.evaluation must be the name of an entry of data.evaluation",
+        ),
+        Rule(
+            "!has(self.promotion) || "
+            "self.promotion.guards.all(guard, self.data.evaluation.exists(e, e.name == guard.evaluation))",
+            "promotion.guards[].evaluation must be names of entries of data.evaluation",
         ),
         Rule(
             "self.training.batchSize % (self.training.microBatchSize * self.trainer.numNodes * self.trainer.numProcPerNode) == 0",

@@ -91,6 +91,11 @@ class ScheduleSpec(ApiModel):
     """A slot that could not be started within so many seconds is missed."""
     catch_up: Annotated[int, Field(ge=1, le=100)] = 1
     """How many slots are made up when several have passed unstarted; the newest ones."""
+    start_from: Literal["Scratch", "LastSuccessful"] = "Scratch"
+    """What runs begin with: `runTemplate.spec.student`; or the newest student that the schedule has come to, which with
+    `runTemplate.spec.promotion` is the promoted one. The first run begins from scratch."""
+    skip_if_unchanged: bool = False
+    """A run of a slot whose data and recipe are those of the last one that succeeded is done with `preflight`, without a GPU."""
     suspend: bool = False
     """No slot is started. Slots that pass meanwhile are made up afterwards, as far as `catchUp` and `startingDeadlineSeconds` allow.
     Runs that were started go on."""
@@ -100,6 +105,14 @@ class ScheduleSpec(ApiModel):
     run_template: RunTemplate
 
     rules = (
+        Rule(
+            "self.startFrom == 'Scratch' || !has(self.runTemplate.spec.startFrom)",
+            "startFrom: LastSuccessful says what runs begin with; take startFrom out of runTemplate.spec",
+        ),
+        Rule(
+            "!self.skipIfUnchanged || !has(self.runTemplate.spec.skipIfUnchangedSince)",
+            "skipIfUnchanged says which run is compared with; take skipIfUnchangedSince out of runTemplate.spec",
+        ),
         Rule(
             "self.catchUp == 1 || self.concurrencyPolicy == 'Allow'",
             "catchUp of more than 1 starts runs beside each other and needs concurrencyPolicy: Allow",
@@ -130,6 +143,8 @@ class ScheduleStatus(ApiModel):
     """The last slot that was started."""
     last_successful_time: Timestamp | None = None
     """When a run of the schedule last succeeded."""
+    last_successful_run: Annotated[str, Field(max_length=63)] | None = None
+    """Which run that was: what `startFrom` and `skipIfUnchanged` go by, also when the run is not kept any more."""
     next_schedule_times: Annotated[list[Timestamp], Field(max_length=3)] = Field(
         default_factory=list, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )

@@ -30,7 +30,7 @@ class StageConfig(ApiModel):
     spec: RunSpec
     """With `storage` set."""
     inputs: list[ArtifactRef] = Field(default_factory=list)
-    """Artifacts of earlier stages: `preflight`; `student` and `pools` of the stage before."""
+    """Artifacts of earlier stages: `preflight`; `student` and `pools` of the stage before, or of where the run starts from."""
 
 
 class ReusedStage(ApiModel):
@@ -65,7 +65,10 @@ class StageResult(ApiModel):
     """For the user: what went wrong and what would be right. A stage that went well may tell what it found, as `preflight` does."""
     failed_phase: PhaseName | None = None
     stop: MessageText | None = None
-    """Why no further round makes sense (fewer hard items than the floor); the run ends well with this stage's student."""
+    """Why no further round makes sense (fewer hard items than the floor; of `preflight`: nothing has changed); the run ends well with the
+    newest student."""
+    promoted: bool | None = None
+    """Of the stage `promote`: whether the channel points to this run's student now."""
     artifacts: Annotated[list[ArtifactRef], Field(max_length=4)] = Field(default_factory=list)
     phases: Annotated[list[PhaseTime], Field(max_length=8)] = Field(default_factory=list)
     counts: Counts | None = None

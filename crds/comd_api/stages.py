@@ -5,11 +5,17 @@ from comd_api.status import PhaseName
 
 
 def stage_names(spec: RunSpec) -> list[str]:
-    """All stages of a run, in order: `preflight`, `pretrain`, `round-1` …"""
+    """All stages of a run, in order: `preflight`, `pretrain`, `round-1` …, `promote`."""
     names = ["preflight"]
     if phases_of(spec, "pretrain"):
         names.append("pretrain")
-    return names + [f"round-{number}" for number in range(1, spec.rounds.count + 1)]
+    names += [f"round-{number}" for number in range(1, spec.rounds.count + 1)]
+    return names + (["promote"] if spec.promotion is not None else [])
+
+
+def needs_no_gpu(stage: str) -> bool:
+    """Whether a stage only looks at files and compares numbers: in one pod, with `trainer.preflightResources`."""
+    return stage in ("preflight", "promote")
 
 
 def round_of(stage: str) -> int:
@@ -25,14 +31,18 @@ def competes(spec: RunSpec) -> bool:
 def phases_of(spec: RunSpec, stage: str) -> list[PhaseName]:
     """The phases of a stage, in order.
 
-    `pretrain` also evaluates, so that the student before round 1 and the teacher have scores. The last round makes no new items,
-    for nobody would learn from them; it still compares, so that its hard items can be told from the first round's.
+    `pretrain` also evaluates, so that the student before round 1 and the teacher have scores. A run that starts from an earlier one's
+    student does nothing but that there. The last round makes no new items, for nobody would learn from them; it still compares, so
+    that its hard items can be told from the first round's.
     """
     evaluate: list[PhaseName] = ["evaluate"] if spec.data.evaluation else []
     if stage == "preflight":
         return ["preflight"]
+    if stage == "promote":
+        return ["promote"]
     if stage == "pretrain":
-        pretrain: list[PhaseName] = ["pretrain"] if spec.pretraining is not None else []
+        pretrains = spec.pretraining is not None and spec.start_from is None
+        pretrain: list[PhaseName] = ["pretrain"] if pretrains else []
         return pretrain + evaluate
     phases: list[PhaseName] = ["teach", "tune"]
     if competes(spec):

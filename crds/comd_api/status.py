@@ -12,8 +12,8 @@ StagePhase = Literal["Pending", "Queued", "Running", "Retrying", "Suspended", "S
 ExitClass = Literal["Done", "UserError", "BadData", "TryAgain", "CannotStart", "Failed", "OutOfMemory", "Deadline"]
 """How an attempt ended. `TryAgain`: preempted, evicted, node or storage lost. `CannotStart`: its pods could not be started (image,
 Secret, resources). Neither spends the retry budget."""
-PhaseName = Literal["preflight", "pretrain", "teach", "tune", "answer", "assess", "augment", "evaluate"]
-"""The steps of a stage, in the order in which a round runs them."""
+PhaseName = Literal["preflight", "pretrain", "teach", "tune", "answer", "assess", "augment", "evaluate", "promote"]
+"""The steps of a stage, in the order in which a round runs them; the first two and the last are of stages of their own."""
 
 ShortText = Annotated[str, Field(max_length=64)]
 MessageText = Annotated[str, Field(max_length=1024)]
@@ -114,6 +114,8 @@ class StageStatus(ApiModel):
     message: MessageText | None = None
     stop: MessageText | None = None
     """Why no further round makes sense, when the stage found that out (`StageResult.stop`)."""
+    promoted: bool | None = None
+    """Of the stage `promote`: whether the channel points to this run's student now. `message` says why."""
     artifacts: Annotated[list[ArtifactRef], Field(max_length=4)] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},

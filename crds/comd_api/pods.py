@@ -190,9 +190,9 @@ class Trainer(ApiModel):
     num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Ranks on a node: one for each GPU."""
     resources_per_node: Resources = Field(default_factory=Resources)
-    """What a pod of every stage but `preflight` asks for."""
+    """What a pod of every stage but `preflight` and `promote` asks for."""
     preflight_resources: Resources = Field(default_factory=Resources)
-    """What the pod of `preflight` asks for; it needs no GPU."""
+    """What the pods of `preflight` and `promote` ask for, which need no GPU."""
     gpu_memory: Quantity | None = None
     """Memory of one GPU, such as `80Gi`. With it, `preflight` refuses models that can't fit before a GPU is asked for."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = Field(

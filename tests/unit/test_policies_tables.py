@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comd_api.early_stop import Scored, early_stop_reason
 from comd_api.run import Retry
 from comd_api.stage import StageResult
 from comd_api.status import Counts, PhaseTime, RunStatus, StageStatus
@@ -14,7 +15,6 @@ from comd_operator.policies import (
     clock,
     conditions,
     deadlines,
-    early_stop,
     ledger,
     queue,
     results,
@@ -88,8 +88,8 @@ def test_an_attempt_that_lived_long_starts_waiting_anew() -> None:
 def test_early_stop(scores: list[float | None], patience: int, min_gain: float, stops: bool) -> None:
     rule = {"evaluation": "test", "patience": patience, "minGain": min_gain}
     spec = make_run(rounds__earlyStop=rule, rounds__count=9).spec
-    status = RunStatus(stages=done_stages(scores))
-    assert (early_stop.reason(spec, status) is not None) == stops
+    done = [Scored(stage.name, stage.scores) for stage in done_stages(scores)]
+    assert (early_stop_reason(spec, done) is not None) == stops
 
 
 def done_stages(scores: list[float | None]) -> list[StageStatus]:

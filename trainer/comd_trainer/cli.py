@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from comd_api.exit_codes import ComdError, ExitCode, UserError
 from comd_api.stage import StageConfig
+from comd_api.stages import needs_no_gpu
 
 IN_TORCH = ("launch-", "nodes")
 """How the names of threads begin that call torch."""
@@ -58,9 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     doctor.add_argument("--config", type=Path, help="as of run")
     doctor.add_argument("--scratch", type=Path, help="folder that stages would use; left out where they run elsewhere")
     doctor.add_argument("-o", "--output", choices=("text", "json"), default="text", help="lines, or one JSON object")
+    commands.add_parser("promote", help="tell or move where a channel points; asked as JSON on standard input")
     arguments = parser.parse_args(argv)
     if arguments.command == "doctor":
         return _doctor(arguments)
+    if arguments.command == "promote":
+        return _promote()
 
     try:
         config = read_config(arguments.config)
@@ -105,6 +109,28 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return report.exit_code
 
 
+def _promote() -> int:
+    """Prints what was asked, or what was done."""
+    from comd_trainer.logs import configure
+
+    configure(run="", stage="promote", attempt=1, level=logging.ERROR)
+    try:
+        from comd_trainer.promotion.command import Request, promote_by_hand
+
+        print("\n".join(promote_by_hand(Request.model_validate_json(sys.stdin.read()))))
+    except ValidationError as error:
+        first = error.errors()[0]
+        print(f"comd-trainer: --{first['loc'][0]}: {first['msg']}", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    except ComdError as error:
+        print(f"comd-trainer: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"comd-trainer: {error.name} is not installed here; pip install 'comd[trainer]'", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    return ExitCode.DONE
+
+
 def begin(config: StageConfig) -> None:
     """What takes longest is begun first: the fork server imports while this process imports the rest and opens what the stage needs."""
     from comd_trainer import launcher
@@ -112,7 +138,7 @@ def begin(config: StageConfig) -> None:
 
     # Before the fork server, which inherits what is set in the environment.
     configure(run=config.run, stage=config.stage, attempt=config.attempt)
-    if config.phases != ["preflight"]:
+    if not needs_no_gpu(config.stage):
         launcher.warm_up()
 
 

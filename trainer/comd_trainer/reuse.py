@@ -16,11 +16,12 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, ValidationError
 
 from comd_api.base import ApiModel, Digest
+from comd_api.early_stop import Scored, early_stop_reason
 from comd_api.exit_codes import BadDataError, ComdError, TryAgainError
 from comd_api.stage import ReusedStage, StageConfig
 from comd_api.stages import phases_of, round_of, stage_names
@@ -49,8 +50,11 @@ class Entry(ApiModel):
     digest: Digest
 
     @classmethod
-    def of(cls, artifact: Artifact) -> bytes:
-        return json.dumps(cls(prefix=artifact.prefix, digest=artifact.digest).to_wire()).encode()
+    def to(cls, artifact: Artifact) -> "Entry":
+        return cls(prefix=artifact.prefix, digest=artifact.digest)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.to_wire()).encode()
 
 
 @cache
@@ -89,7 +93,7 @@ def is_offered(phase: PhaseName, *, key: str, store: Store, cache_dir: Path) -> 
 
 def offer(artifact: Artifact, *, phase: PhaseName, key: str, store: Store) -> None:
     """Lets any run find an artifact."""
-    store.write(entry_path(phase, key), Entry.of(artifact))
+    store.write(entry_path(phase, key), Entry.to(artifact).to_bytes())
 
 
 def find(
@@ -112,7 +116,7 @@ def find(
     if found is None and not noted_only:
         found = _at(entry_path(phase, key), phase=phase, key=key, store=store, cache_dir=cache_dir)
         if found is not None:
-            store.write(noted, Entry.of(found))
+            store.write(noted, Entry.to(found).to_bytes())
             clear_partial(prefix, store=store)  # What an attempt has left that was stopped before the other run had it.
     return found
 
@@ -192,25 +196,51 @@ def account(artifacts: Mapping[PhaseName, Artifact], config: StageConfig) -> Reu
     )
 
 
-def finished_stages(config: StageConfig, preflight: Artifact, *, store: Store, cache_dir: Path) -> list[ReusedStage]:
-    """The stages after `preflight`, in order, of which every phase is there already. `config`: with its sources pinned.
+class Finished(NamedTuple):
+    """A stage of which every phase is there."""
+
+    told: ReusedStage
+    made: Mapping[PhaseName, Artifact]
+    """Its phases, in order."""
+    pools: Artifact | None
+    """Those that it was given."""
+
+
+def at_stage(config: StageConfig, stage: str) -> StageConfig:
+    """The same run, further on."""
+    number = round_of(stage)
+    return config.replace(
+        stage=stage,
+        round=number,
+        last_round=number == config.spec.rounds.count,
+        phases=phases_of(config.spec, stage),
+        inputs=[],
+    )
+
+
+def finished_stages(
+    config: StageConfig, preflight: Artifact, *, start: Mapping[str, Artifact], store: Store, cache_dir: Path
+) -> list[Finished]:
+    """The stages after `preflight`, in order, of which every phase is there already; none behind the one after which the rounds end
+    early. Whether a student is promoted is each run's own business. `config`: with its sources pinned. `start`: what round 1 begins with.
 
     Raises:
         TryAgainError: the store is away.
     """
-    found: list[ReusedStage] = []
-    handed_over: dict[str, Artifact] = {}
-    for stage in stage_names(config.spec)[1:] if config.spec.reuse == "Always" else []:
-        number = round_of(stage)
-        phases = phases_of(config.spec, stage)
-        at = config.replace(
-            stage=stage, round=number, last_round=number == config.spec.rounds.count, phases=phases, inputs=[]
-        )
+    found: list[Finished] = []
+    handed_over = dict(start)
+    stages = [name for name in stage_names(config.spec)[1:] if name != "promote"]
+    for stage in stages if config.spec.reuse == "Always" else []:
+        at = at_stage(config, stage)
+        if any(each.told.stop for each in found) or early_stop_reason(
+            config.spec, [Scored(each.told.name, each.told.scores) for each in found]
+        ):
+            break
         try:
             made = _finished_phases(at, preflight, handed_over, store=store, cache_dir=cache_dir)
-            if len(made) < len(phases):
+            if len(made) < len(at.phases):
                 break
-            found.append(account(made, at))
+            found.append(Finished(account(made, at), made, handed_over.get("pools")))
         except TryAgainError:
             raise
         except (ComdError, ValidationError) as error:

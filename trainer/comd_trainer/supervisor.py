@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from comd_api.exit_codes import ComdError, ExitCode, UserError
 from comd_api.profile import resolve
-from comd_api.stage import ReusedStage, StageConfig, StageResult
-from comd_api.stages import phases_of
+from comd_api.stage import StageConfig, StageResult
+from comd_api.stages import needs_no_gpu, phases_of
 from comd_api.status import Counts, ExitClass, PhaseName, PhaseTime
 from comd_trainer import launcher, metrics, reuse
 from comd_trainer.context import PreemptedError
+from comd_trainer.handover import Found, leave_outcome, look_back
 from comd_trainer.keys import phase_prefix
 from comd_trainer.phases import phase_module
 from comd_trainer.preflight import changed_sources, check, check_unchanged, pinned
+from comd_trainer.promotion.stage import promote
 from comd_trainer.server import StatusServer
 from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact, open_ref, publish
 from comd_trainer.store.errors import SCRATCH_FIELD, local_errors
@@ -65,8 +67,8 @@ class Supervisor:
         self.stop = threading.Event()
         self.artifacts: dict[str, Artifact] = {}
         self.times: list[PhaseTime] = []
-        self.reused: list[ReusedStage] = []
-        """What `preflight` has found finished."""
+        self.found = Found({}, [])
+        """By `preflight`."""
         self.current: PhaseName | None = None
         self.node_rank, self.rendezvous = node_rank, rendezvous
         self.nodes: Nodes | None = None
@@ -109,7 +111,8 @@ class Supervisor:
         for ref in self.config.inputs:
             self.artifacts[ref.name] = open_ref(ref, store=store, cache_dir=self.cache)
         if "preflight" in self.artifacts:
-            check_unchanged(self.config.spec, self.artifacts["preflight"].meta["fingerprints"], sources)
+            if not needs_no_gpu(self.config.stage):
+                check_unchanged(self.config.spec, self.artifacts["preflight"].meta["fingerprints"], sources)
             self.config = self.config.replace(spec=pinned(self.config.spec, self.artifacts["preflight"].meta))
         if self.nodes is not None:
             self.nodes.wait_for_all()
@@ -118,6 +121,8 @@ class Supervisor:
             if self.stop.is_set() and self.decides:
                 raise PreemptedError("stopped by request between two phases")
             self._run_phase(phase, store=store, sources=sources)
+        if self.decides:
+            self._leave_outcome(store)
         if self.nodes is not None:
             self.nodes.finish()
         if self.decides and self._run_here():
@@ -136,7 +141,7 @@ class Supervisor:
     def _meet(self) -> None:
         """Begins to look for the other nodes, where there are any."""
         num_nodes = self.config.spec.trainer.num_nodes
-        if num_nodes > 1 and self.rendezvous and self.config.phases != ["preflight"]:
+        if num_nodes > 1 and self.rendezvous and not needs_no_gpu(self.config.stage):
             from comd_trainer.nodes import Nodes
 
             self.nodes = Nodes(rank=self.node_rank, num=num_nodes, rendezvous=self.rendezvous, stop=self.stop)
@@ -156,8 +161,11 @@ class Supervisor:
         if phase == "preflight":
             artifact = check(self.config, store=store, sources=sources, cache=self.cache, scratch=self.scratch)
             reused = False
-            pinned_config = self.config.replace(spec=pinned(self.config.spec, artifact.meta))
-            self.reused = reuse.finished_stages(pinned_config, artifact, store=store, cache_dir=self.cache)
+            self.found = look_back(self.config, artifact, store=store, cache_dir=self.cache)
+        elif phase == "promote":
+            artifact, reused = promote(
+                self.config, student=self.artifacts["student"], store=store, cache=self.cache, scratch=self.scratch
+            )
         else:
             artifact, reused = self._find_or_run(phase, store=store)
         self.artifacts[phase] = artifact
@@ -171,6 +179,10 @@ class Supervisor:
             time.monotonic() - started,
             artifact.uri,
         )
+
+    def _leave_outcome(self, store: Store) -> None:
+        pools, preflight = self.artifacts.get("pools"), self.artifacts["preflight"]
+        leave_outcome(self.config, preflight, made=self._made(), pools=pools, store=store)
 
     def _find_or_run(self, phase: PhaseName, *, store: Store) -> tuple[Artifact, bool]:
         module = phase_module(phase)
@@ -293,7 +305,7 @@ class Supervisor:
 
     def _run_here(self) -> set[PhaseName]:
         """Phases that this Job has not found but run, and others could take over."""
-        return {time.name for time in self.times if not time.reused and time.name != "preflight"}
+        return {time.name for time in self.times if not time.reused and time.name not in ("preflight", "promote")}
 
     def _made(self) -> dict[PhaseName, Artifact]:
         """The stage's phases that are done, in order."""
@@ -334,11 +346,12 @@ class Supervisor:
             message=message[:1024],
             failed_phase=failed_phase,
             stop=None if failed else told.stop,
-            artifacts=told.artifacts,
+            promoted=made["promote"].meta["promoted"] if "promote" in made else None,
+            artifacts=[*told.artifacts, *(artifact.ref(name) for name, artifact in self.found.start.items())],
             phases=self.times,
             counts=told.counts,
             scores=told.scores,
-            reused=[] if failed else self.reused,
+            reused=[] if failed else self.found.reused,
         )
 
     def _write_termination_message(self, result: StageResult) -> None:

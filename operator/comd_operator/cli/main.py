@@ -50,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="comd", description="Competitive multi-modal distillation.")
     top.add_argument("--version", action="version", version=f"comd {_version()}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{run,plan,validate,doctor,trigger,operator}", parser_class=_Parser
+        dest="command",
+        required=True,
+        metavar="{run,plan,validate,doctor,trigger,promote,operator}",
+        parser_class=_Parser,
     )
 
     run = commands.add_parser("run", help="run a manifest on this machine; run it again to go on where it stopped")
@@ -94,6 +97,18 @@ def parser() -> argparse.ArgumentParser:
     trigger.add_argument("name", metavar="NAME", help="of the schedule")
     trigger.add_argument("-n", "--namespace", help="of the schedule (default: the kubeconfig's, else the pod's)")
     trigger.add_argument("--context", help="of the kubeconfig")
+
+    promote = commands.add_parser("promote", help="show where a channel points and has pointed, or point it elsewhere")
+    promote.add_argument(
+        "-f", "--filename", type=Path, metavar="FILE", help="manifest whose storage and channel are meant"
+    )
+    promote.add_argument(
+        "--storage", metavar="URI", help="s3://… or a folder (default: the manifest's own, else that of its work dir)"
+    )
+    promote.add_argument("--channel", metavar="NAME", help="default: the manifest's, else stable")
+    promote.add_argument(
+        "--to", metavar="WHAT", help="previous, a record of the list, or NAMESPACE/RUN; without it nothing is changed"
+    )
 
     operator = commands.add_parser("operator", help="work in a Kubernetes cluster until stopped")
     add_options(operator)
@@ -160,6 +175,12 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from comd_operator.cli.trigger import trigger_command
 
             return trigger_command(arguments.name, namespace=arguments.namespace, context=arguments.context)
+        case "promote":
+            from comd_operator.cli.promote import promote_command
+
+            return promote_command(
+                arguments.filename, storage=arguments.storage, channel=arguments.channel, to=arguments.to
+            )
         case "operator":
             return operator_command(arguments)
         case "validate":

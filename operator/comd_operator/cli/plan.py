@@ -10,6 +10,7 @@ from comd_api.profile import resolve
 from comd_api.run import DistillationRun, RunSpec, Storage
 from comd_api.schedule import DistillationSchedule
 from comd_api.stages import phases_of, round_of, stage_names
+from comd_api.start import StartFrom
 from comd_api.status import PhaseName
 from comd_operator.cli.rows import count_rows
 from comd_operator.cli.storage import choose_storage
@@ -45,6 +46,10 @@ def plan_lines(run: DistillationRun) -> list[str]:
     stages = stage_names(spec)
     jobs = sum(len(jobs_of(spec, stage)) for stage in stages)
     lines = [f"{run.metadata.name}: {len(stages)} stages, {jobs} jobs, artifacts in {spec.storage.uri}"]
+    if spec.skip_if_unchanged_since is not None:
+        lines.append(
+            f"  nothing but preflight, if neither data nor recipe have changed since run {spec.skip_if_unchanged_since}"
+        )
     for stage in stages:
         lines.append(f"  {stage}")
         lines += [f"    {phase:<9} {phase_line(spec, spec.storage, stage, phase)}" for phase in phases_of(spec, stage)]
@@ -58,7 +63,8 @@ def phase_line(spec: RunSpec, storage: Storage, stage: str, phase: PhaseName) ->
     train = "seed" if number <= 1 else f"train pool {number}"
     match phase:
         case "preflight":
-            return "manifest, data, models → access and content checked"
+            start = f"; the student of {start_text(spec.start_from)} found" if spec.start_from is not None else ""
+            return f"manifest, data, models → access and content checked{start}"
         case "pretrain":
             assert spec.pretraining is not None, "it is a phase then"
             assert data.pretraining is not None, "a rule of the contract"
@@ -71,12 +77,11 @@ def phase_line(spec: RunSpec, storage: Storage, stage: str, phase: PhaseName) ->
             )
             return f"{_rows(pairs, 'pairs', data.pretraining)} → student 0, {steps}"
         case "teach":
-            rows = (
-                _rows(count_rows(data.seed.instructions, storage), "rows", data.seed.instructions)
-                if number == 1
-                else train
-            )
-            return f"{rows} → answers to imitate"
+            if number > 1:
+                return f"{train} → answers to imitate"
+            rows = _rows(count_rows(data.seed.instructions, storage), "rows", data.seed.instructions)
+            new = f"what is new in {rows}, and a replay" if _carries_on(spec) else rows
+            return f"{new} → answers to imitate"
         case "tune":
             return f"student {number - 1}, answers → student {number}, {_tune_steps(spec, storage, number)}"
         case "answer":
@@ -92,6 +97,24 @@ def phase_line(spec: RunSpec, storage: Storage, stage: str, phase: PhaseName) ->
         case "evaluate":
             sets = ", ".join(_rows(count_rows(one.items, storage), "rows", one.name) for one in data.evaluation)
             return f"student {number}, {sets} → scores of student and teacher"
+        case "promote":
+            assert spec.promotion is not None, "it is a phase then"
+            where = f"channels/{spec.promotion.channel}.json"
+            return (
+                f"newest student, the one that {where} points to ({spec.promotion.evaluation}) → the better one there"
+            )
+
+
+def start_text(start: StartFrom) -> str:
+    """`run nightly-1`."""
+    if start.artifact is not None:
+        return start.artifact.uri
+    return f"run {start.run}" if start.run is not None else f"channel {start.channel}"
+
+
+def _carries_on(spec: RunSpec) -> bool:
+    """Whether round 1 begins with pools."""
+    return spec.start_from is not None and spec.start_from.artifact is None
 
 
 def _augment_inputs(spec: RunSpec) -> str:
@@ -111,7 +134,9 @@ def _new_items(spec: RunSpec) -> str:
 
 def _tune_steps(spec: RunSpec, storage: Storage, number: int) -> str:
     training, first = spec.training, spec.training.first_round
-    if number == 1 or spec.augmentor.type == "Repeat":
+    if number == 1 and _carries_on(spec):
+        rows = None
+    elif number == 1 or spec.augmentor.type == "Repeat":
         rows = count_rows(spec.data.seed.instructions, storage)
     else:
         rounds = spec.rounds

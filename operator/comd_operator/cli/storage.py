@@ -9,17 +9,18 @@ from comd_api.exit_codes import UserError
 from comd_api.run import RunSpec, Storage
 
 
-def choose_storage(spec: RunSpec, option: str | None, *, default: Path) -> Storage:
+def choose_storage(spec: RunSpec | None, option: str | None, *, default: Path) -> Storage:
     """The storage that a run uses on this machine. `option` as the user typed it; without one the folder `default`."""
     if option is None:
         return Storage(uri=folder_uri(default))
     if option == "manifest":
-        if spec.storage is None:
+        if spec is None or spec.storage is None:
             raise UserError("--storage manifest: the manifest has no spec.storage; set it, or name a store here")
         return spec.storage
     try:
         if "://" in option:
-            return Storage(uri=option) if spec.storage is None else spec.storage.replace(uri=Storage(uri=option).uri)
+            named = Storage(uri=option)
+            return named if spec is None or spec.storage is None else spec.storage.replace(uri=named.uri)
         return Storage(uri=folder_uri(Path(option)))
     except ValidationError:
         raise UserError(f"--storage {option}: right would be {FORMS[STORE_FORM]}; or a folder, or manifest") from None

@@ -91,7 +91,17 @@ def items(status: RunStatus) -> Table:
 
 def times(status: RunStatus) -> Table:
     """How long each phase took; in brackets the phases that were found finished and cost nothing."""
-    order: list[PhaseName] = ["preflight", "pretrain", "teach", "tune", "answer", "assess", "augment", "evaluate"]
+    order: list[PhaseName] = [
+        "preflight",
+        "pretrain",
+        "teach",
+        "tune",
+        "answer",
+        "assess",
+        "augment",
+        "evaluate",
+        "promote",
+    ]
     present = [name for name in order if any(time.name == name for stage in status.stages for time in stage.phases)]
     rows = []
     for stage in status.stages:

@@ -14,6 +14,7 @@ from comd_api.exit_codes import ExitCode
 from comd_api.roles import SecretKeyRef
 from comd_api.run import CABundleSource, DistillationRun, RunSpec
 from comd_api.stage import StageConfig
+from comd_api.stages import needs_no_gpu
 from comd_operator.planner import labels
 from comd_operator.planner.content import content_mark
 from comd_operator.planner.defaults import RENDEZVOUS_PORT, TRAINER_PORT
@@ -61,8 +62,8 @@ def service_name(run: DistillationRun) -> str:
 
 
 def num_nodes(run: DistillationRun, job: JobPlan) -> int:
-    """Pods of a Job. `preflight` computes nothing."""
-    return 1 if job.stage == "preflight" else run.spec.trainer.num_nodes
+    """Pods of a Job. `preflight` and `promote` compute nothing."""
+    return 1 if needs_no_gpu(job.stage) else run.spec.trainer.num_nodes
 
 
 def service(run: DistillationRun) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _pod_template(
 ) -> dict[str, Any]:
     given = run.spec.trainer.pod_template
     user: dict[str, Any] = given.spec.to_wire()
-    if job.stage == "preflight":
+    if needs_no_gpu(job.stage):
         # It needs no GPU, so it waits for no node that has one.
         user = {key: value for key, value in user.items() if key not in PLACES}
     volumes = user.pop("volumes", [])
@@ -178,7 +179,7 @@ def _pod_template(
 
 def _container(run: DistillationRun, job: JobPlan, config: StageConfig, *, nodes: int) -> dict[str, Any]:
     trainer = run.spec.trainer
-    asks = trainer.preflight_resources if job.stage == "preflight" else trainer.resources_per_node
+    asks = trainer.preflight_resources if needs_no_gpu(job.stage) else trainer.resources_per_node
     grace = trainer.pod_template.spec.termination_grace_period_seconds - SAVING_MARGIN_SECONDS
     assert trainer.image is not None, "a run without an image has a problem, and no Job"
     container: dict[str, Any] = {

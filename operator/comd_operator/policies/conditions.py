@@ -105,8 +105,7 @@ def _why(
         case "Pending":
             return "Pending", "nothing was started yet"
         case "Succeeded":
-            early = stages.ended_early(run.spec, status)
-            return ("StoppedEarly", early) if early else ("Finished", _all_done(status))
+            return _how_it_ended(run, status)
         case "Failed":
             failed = ledger.failed_stage(status)
             assert failed is not None, "a run fails in a stage"
@@ -142,6 +141,16 @@ def _findings(status: RunStatus) -> str:
         return ""
     reused = f"; reused: {', '.join(stage.name for stage in between)}" if between else ""
     return f"; preflight: {first.message}{reused}" if first.message else reused
+
+
+def _how_it_ended(run: DistillationRun, status: RunStatus) -> tuple[str, str]:
+    unchanged = stages.unchanged(status)
+    if unchanged is not None:
+        return "Unchanged", unchanged
+    early = stages.ended_early(run.spec, status)
+    reason, words = ("StoppedEarly", early) if early else ("Finished", _all_done(status))
+    promotion = next((stage.message for stage in status.stages if stage.promoted is not None), None)
+    return reason, (f"{words}; {promotion}" if promotion else words)[:MAX_MESSAGE]
 
 
 def _all_done(status: RunStatus) -> str:

@@ -84,6 +84,7 @@ def merge(stage: StageStatus, result: StageResult) -> StageStatus:
         phases=_merge_times(stage.phases, result.phases),
         counts=_merge_counts(stage.counts, result.counts),
         stop=result.stop or stage.stop,
+        promoted=stage.promoted if result.promoted is None else result.promoted,
     )
 
 

@@ -29,7 +29,7 @@ def summarize(
     return status.replace(
         phase=phase,
         stage=last,
-        round=round_of(last) or None if last else None,
+        round=max((round_of(stage.name) for stage in status.stages), default=0) or None,
         progress=None if ended or progress is None else progress[:MAX_TEXT],
         score=score_text(spec, status),
         student=newest_student(status),

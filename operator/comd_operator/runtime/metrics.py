@@ -127,7 +127,7 @@ class Metrics:
         """What is rare: a series that is first seen at 1 has not increased, as Prometheus sees it."""
         for result in ("Started", "Skipped", "Missed"):
             self.schedule_slots.labels(result=result)
-        for stage in ("preflight", "pretrain", "round"):
+        for stage in ("preflight", "pretrain", "round", "promote"):
             self.stage_queue_wait.labels(stage=stage)
             for result in ("Succeeded", "Failed"):
                 self.stage_duration.labels(stage=stage, result=result)

@@ -9,7 +9,7 @@ from comd_api.exit_codes import BadDataError
 from comd_api.stage import StageConfig
 from comd_trainer.context import PhaseContext
 from comd_trainer.data.rows import Candidate, Item, Verdict, read_rows, write_rows
-from comd_trainer.phases.inputs import augmenting_recipe, cache_pool, read_bank
+from comd_trainer.phases.inputs import CACHE_FILE, augmenting_recipe, cache_pool, read_bank
 from comd_trainer.phases.write import count_candidates, write_new
 from comd_trainer.pools.branch import reasons_of
 from comd_trainer.pools.parents import Parents, split
@@ -138,7 +138,7 @@ def finish(
         return
     write_rows(ctx.out / "new.jsonl", new)
     write_rows(ctx.out / "train.jsonl", train)
-    write_rows(ctx.out / "cache.jsonl", cache)
+    write_rows(ctx.out / CACHE_FILE, cache)
     write_rows(ctx.out / "candidates.jsonl", candidates)
     rejected = sum(not candidate.accepted for candidate in candidates)
     counts = {"accepted": len(new), "rejected": rejected}

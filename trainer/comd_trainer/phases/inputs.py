@@ -27,9 +27,12 @@ from comd_trainer.data.instructions import (
 from comd_trainer.data.rows import Item, Origin
 from comd_trainer.data.rows import read_rows as read_own_rows
 from comd_trainer.generation.base import fingerprint_of
+from comd_trainer.store.artifacts import Artifact
 
 log = logging.getLogger(__name__)
 
+CACHE_FILE = "cache.jsonl"
+"""C_r, in artifacts where it is more than the train pool."""
 FACTS_FORMAT = 1
 """Raised when what is noted of an image changes."""
 FACTS_BATCH = 256
@@ -146,13 +149,26 @@ def evaluation_data(ctx: PhaseContext) -> EvaluationData:
 
 
 def cache_pool(ctx: PhaseContext) -> list[Item]:
-    """C_r: in round 1 the seed, which is also the train pool (method section 4d)."""
-    path = (
-        ctx.artifacts["teach"].path("items.jsonl")
-        if ctx.config.round == 1
-        else ctx.artifacts["pools"].path("cache.jsonl")
-    )
-    return read_own_rows(path, Item)
+    """C_r: in round 1 the seed, which is also the train pool (method section 4d), after what the run started from."""
+    return all_items(ctx.artifacts["teach" if ctx.config.round == 1 else "pools"])
+
+
+def all_items(artifact: Artifact) -> list[Item]:
+    """Every item up to an artifact of `augment`, or of round 1's `teach`, where the train pool may be all."""
+    return read_own_rows(artifact.path(CACHE_FILE if CACHE_FILE in artifact.files else "items.jsonl"), Item)
+
+
+def read_carried(ctx: PhaseContext) -> tuple[list[Item], dict[str, Any]]:
+    """The items of the run that this one starts from, without those whose image is not there any more and those that are evaluated on now,
+    and what to say of that."""
+    items = all_items(ctx.artifacts["pools"])
+    facts = image_facts(ctx, _images(items))
+    usable = [item for item in items if item.image is None or facts[item.image].error is None]
+    report: dict[str, Any] = {"unusable": len(items) - len(usable)}
+    if not ctx.spec.data.evaluation:
+        return usable, report
+    cleaned = remove_overlap(usable, facts=facts, evaluation=evaluation_data(ctx))
+    return cleaned.items, {**report, "evaluationOverlap": cleaned.report()}
 
 
 def annotations_of(ctx: PhaseContext) -> dict[str, Annotation]:

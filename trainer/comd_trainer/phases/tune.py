@@ -20,7 +20,7 @@ def recipe(config: StageConfig, fingerprints: Mapping[str, str]) -> dict[str, An
         "seed": spec.seed,
         "round": config.round,
         # Of a checkpoint without pre-training, round 1 begins with the checkpoint itself.
-        "student": student_recipe(spec, fingerprints) if config.round == 1 and spec.pretraining is None else None,
+        "student": student_recipe(spec, fingerprints) if config.round == 1 and begins_with_checkpoint(spec) else None,
         "numbers": numbers(spec, round_=config.round),
         "trainable": sorted(spec.training.trainable),
         "training": training_recipe(spec),
@@ -53,6 +53,10 @@ def run(ctx: PhaseContext) -> None:
             max_bad_row_fraction=spec.data.max_bad_row_fraction,
         ),
     )
+
+
+def begins_with_checkpoint(spec: RunSpec) -> bool:
+    return spec.pretraining is None and spec.start_from is None
 
 
 def numbers(spec: RunSpec, *, round_: int) -> dict[str, Any]:

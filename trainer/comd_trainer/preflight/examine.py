@@ -11,6 +11,7 @@ from comd_api.exit_codes import ComdError, UserError
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
 from comd_trainer.generation.endpoint import read_key
+from comd_trainer.pools.carry import num_new, num_taken
 from comd_trainer.preflight import fit, overlap, scratch, summary
 from comd_trainer.preflight.findings import Caution, Checks, Errors
 from comd_trainer.preflight.folders import look_at_model
@@ -26,6 +27,7 @@ from comd_trainer.preflight.named import (
     pinned,
 )
 from comd_trainer.preflight.rows import DataRows, check_known_answers, check_numbers, read_data
+from comd_trainer.preflight.start import Start, find_start
 from comd_trainer.preflight.weights import Weights
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.listing import Listing
@@ -59,6 +61,7 @@ class Examination:
         self.images = SampledImages()
         self.shared: dict[str, overlap.FileOverlap] = {}
         self.needs: list[fit.Need] = []
+        self.start: Start | None = None
 
     def run(self) -> None:
         """Asks in the order of what depends on what."""
@@ -70,7 +73,8 @@ class Examination:
         run("data", self._data, after=["storage"])
         run("images", self._images, after=["data"])
         run("overlap", self._overlap, after=["data"])
-        run("numbers", self._numbers, after=["data", "overlap"])
+        run("start", self._find_start, after=["storage", "data"])
+        run("numbers", self._numbers, after=["data", "overlap", "start"])
         run("memory", self._memory, after=["models", "gpus"])
         run("scratch", self._room, after=["data", "memory"])
 
@@ -183,8 +187,24 @@ class Examination:
         self.shared = overlap.find_overlap(self.spec, self.rows, self.listings[IMAGES_FIELD])
         return "; ".join(summary.overlaps(self.shared)) or "no row is in an evaluation set too"
 
+    def _find_start(self) -> str | None:
+        spec = self.config.spec
+        self.start = find_start(
+            spec, namespace=self.config.namespace, store=self._store, cache_dir=self._work / "cache"
+        )
+        if self.start is None:
+            return None
+        if self.start.pools is None:
+            return f"begins with the student of {self.start.words}"
+        seed = self.rows.items[SEED_FIELD]
+        new = num_new(self.start.items(), seed)
+        rest = f"{new:,} of {len(seed):,} seed rows are new to it" if new else "no seed row is new to it"
+        return f"begins with the student of {self.start.words}; {rest}"
+
     def _numbers(self) -> str:
         left = self.overlap_left
+        if self.start is not None and BANK_FIELD in left:
+            left[BANK_FIELD] -= num_taken(self.rows.items[BANK_FIELD], self.start.items())
         check_numbers(self.spec, bank_rows=left.get(BANK_FIELD), seed_rows=left[SEED_FIELD])
         return "the pools have what the rounds ask for"
 

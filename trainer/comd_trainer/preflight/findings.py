@@ -130,6 +130,10 @@ class Checks:
             if finding.verdict == "warning" and finding.check not in but
         ]
 
+    def told(self, check: str) -> str | None:
+        """What a check that is content has said."""
+        return next((finding.message for finding in self.findings if finding.check == check), None)
+
     def raise_any(self) -> None:
         """Errors: what failed, all of it in one."""
         if self.errors:

@@ -73,7 +73,7 @@ def _room(
 ) -> Room:
     here = [need for need in needs if need.phase in phases]
     fields = {checkpoint_field(need.field) for need in here if need.role != "student"} | {IMAGES_FIELD}
-    begins = spec.pretraining is None or stage == "pretrain"
+    begins = spec.start_from is None and (spec.pretraining is None or stage == "pretrain")
     if begins and any(need.role == "student" for need in here):
         fields |= {VISION_FIELD, LANGUAGE_FIELD, checkpoint_field("spec.student")}
     copies = {

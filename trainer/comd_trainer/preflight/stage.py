@@ -17,9 +17,11 @@ from comd_api.exit_codes import UserError
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
 from comd_trainer.keys import phase_key, phase_prefix
+from comd_trainer.outcome import facts_of
 from comd_trainer.preflight import fit, overlap
 from comd_trainer.preflight.examine import Examination, listings_by_source
 from comd_trainer.preflight.named import NamedSource, named_sources
+from comd_trainer.preflight.start import find_unchanged
 from comd_trainer.preflight.summary import summarise
 from comd_trainer.store.artifacts import Artifact, open_artifact, publish
 from comd_trainer.store.listing import Listing
@@ -42,15 +44,24 @@ def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, s
     seen.run()
     seen.checks.raise_any()
     fingerprints = take_fingerprints(list(named_sources(seen.spec)), sources, listings_by_source(seen.listings))
+    written = _with_written(fingerprints, written=config.spec, read=seen.spec)
+    facts = facts_of(config.replace(spec=seen.spec), fingerprints=written, written=config.spec)
+    unchanged = find_unchanged(config, facts.content, store=store, cache_dir=cache)
     report: dict[str, Any] = {
+        "facts": facts.to_wire(),
+        "start": seen.start.report() if seen.start is not None else {},
         "rows": seen.rows.counts,
         "badRows": seen.rows.bad,
         "missingImages": seen.rows.missing,
         "evaluationOverlap": overlap.report(seen.shared),
         "memory": fit.report(seen.needs),
         "revisions": seen.revisions,
-        "fingerprints": _with_written(fingerprints, written=config.spec, read=seen.spec),
+        "fingerprints": written,
     }
+    if unchanged is not None:
+        since = config.spec.skip_if_unchanged_since
+        report["unchanged"] = unchanged.outcome.to_wire()
+        report["stop"] = f"neither data nor recipe have changed since run {since}, whose student this is"
     summary = summarise(
         seen.spec,
         rows=seen.rows,
@@ -58,6 +69,7 @@ def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, s
         overlap=seen.shared,
         found=seen.needs,
         cautions=seen.checks.cautions(but=["images"]),
+        start=seen.checks.told("start"),
     )
     log.info("%s", summary)
     key = phase_key(phase="preflight", recipe={"spec": _lasting(config), **report}, inputs={})

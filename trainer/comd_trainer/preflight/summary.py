@@ -26,11 +26,13 @@ def summarise(
     overlap: Mapping[str, FileOverlap],
     found: list[Need],
     cautions: Sequence[str] = (),
+    start: str | None = None,
 ) -> str:
     """What a user wants to know before GPUs are asked for: what should be mended, how much data, what is wrong with it, how large the
     models are. What does not fit into `MAX_LENGTH` is left out from the end."""
     sentences = [
         *cautions,
+        start,
         counted(spec, rows),
         *overlaps(overlap),
         *bad_rows(spec, rows),

@@ -77,6 +77,12 @@ class CountedStore:
         _moved("upload", len(data))
         return written
 
+    def swap(self, path: str, data: bytes, *, expected: bytes | None) -> bytes | None:
+        with _transfer("upload"):
+            found = self._store.swap(path, data, expected=expected)
+        _moved("upload", len(data))
+        return found
+
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         with _transfer("upload"):
             self._store.upload(local, path, owned=owned, on_bytes=_counting("upload", on_bytes))

@@ -1,20 +1,27 @@
 """A folder as a store."""
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
-from comd_api.exit_codes import UserError
+from comd_api.exit_codes import TryAgainError, UserError
 from comd_trainer.store.errors import local_errors
 from comd_trainer.store.stores import PROBE, STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
 
 _TEMPORARY = ".comd-partial-"
+_LOCK = f"{_TEMPORARY}lock"
+_LOCK_SECONDS = 60.0
+"""Who holds it reads a small file and renames another. Somebody who is stopped in the middle must not stop everybody."""
+_LOCK_PAUSE_SECONDS = 0.02
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -83,7 +90,34 @@ class FileStore:
         def fill(temporary: Path) -> None:
             temporary.write_bytes(data)
 
-        return self._put(path, fill, if_absent=if_absent)
+        return self._put(path, fill, name=self._name if if_absent else _replace)
+
+    def swap(self, path: str, data: bytes, *, expected: bytes | None) -> bytes | None:
+        found = self._content(path)
+
+        def fill(temporary: Path) -> None:
+            temporary.write_bytes(data)
+
+        def name(temporary: Path, target: Path) -> bool:
+            nonlocal found
+            with self._locked(target.parent):
+                found = self._content(path)
+                if found != expected or found == data:
+                    return False
+                if expected is not None:
+                    return _replace(temporary, target)
+                # By `link` though we hold the lock: an NFS client may remember for a while that there was no such file.
+                if self._name(temporary, target):
+                    return True
+                found = self._content(path)
+                if found is None:
+                    raise FileExistsError(errno.EEXIST, "it is no file", str(target))
+                return False
+
+        # Looked at before the lock is asked for, so that nothing is made where nothing is to be done.
+        if found == expected and found != data and self._put(path, fill, name=name):
+            return data
+        return found
 
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         def fill(temporary: Path) -> None:
@@ -93,7 +127,7 @@ class FileStore:
                 return
             shutil.copyfile(local, temporary)
 
-        self._put(path, fill, if_absent=False)
+        self._put(path, fill, name=_replace)
         if on_bytes is not None:
             on_bytes(local.stat().st_size)
 
@@ -129,7 +163,15 @@ class FileStore:
             except (IsADirectoryError, NotADirectoryError) as error:
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(local)) from error
 
-    def _put(self, path: str, fill: Callable[[Path], None], *, if_absent: bool) -> bool:
+    def _content(self, path: str) -> bytes | None:
+        """None when there is no such file."""
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
+
+    def _put(self, path: str, fill: Callable[[Path], None], *, name: Callable[[Path, Path], bool]) -> bool:
+        """`fill` writes a file of a temporary name, `name` gives it its own, or returns False if it may not."""
         target = self.local_path(path)
         with local_errors(target, field=self._field):
             try:
@@ -144,9 +186,7 @@ class FileStore:
             try:
                 fill(temporary)
                 _flush(temporary)
-                if not if_absent:
-                    os.replace(temporary, target)
-                elif not self._name(temporary, target):
+                if not name(temporary, target):
                     return False
             finally:
                 temporary.unlink(missing_ok=True)
@@ -166,6 +206,49 @@ class FileStore:
             raise UserError(
                 f"{self._field}: the file system of {target.parent} has no hard links, which keep two writers apart; "
                 "use a folder on a local disk or on NFS, or s3://"
+            ) from error
+        return True
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Keeps others out who swap a file of this folder: threads, processes, and other machines too over NFS, whose client makes
+        a lock on the server of `flock`. The kernel, or the server, gives it back when its holder dies.
+
+        The lock is a file of its own, since those that are swapped are replaced; it stays, since whoever waits for one that is
+        removed would hold nothing. NFS gives this lock only on a file that is open for writing, and so not on the folder.
+
+        Raises:
+            UserError: the file system has no locks.
+            TryAgainError: somebody holds it all the time.
+        """
+        deadline = time.monotonic() + _LOCK_SECONDS
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(PermissionError):  # somebody else's
+                # Who may write to the folder may take the lock, whatever the umask of the first of them.
+                os.fchmod(descriptor, stat.S_IMODE(folder.stat().st_mode) & 0o666)
+            while not self._try_lock(descriptor, folder):
+                if time.monotonic() > deadline:
+                    raise TryAgainError(f"{self._field}: somebody has held {folder / _LOCK} for {_LOCK_SECONDS:.0f} s")
+                time.sleep(_LOCK_PAUSE_SECONDS)
+            try:
+                yield
+            finally:  # not left to `close`: a child that another thread has forked meanwhile would go on holding it
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(descriptor)
+
+    def _try_lock(self, descriptor: int, folder: Path) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                f"{self._field}: the file system of {folder} has no locks ({error.strerror}), which keep two writers apart; "
+                "use a folder on a local disk or on NFS that is mounted with locks, or s3://"
             ) from error
         return True
 
@@ -195,6 +278,11 @@ def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+
+
+def _replace(temporary: Path, target: Path) -> bool:
+    os.replace(temporary, target)
+    return True
 
 
 def _linked(source: Path, target: Path) -> bool:

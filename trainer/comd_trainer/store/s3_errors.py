@@ -108,6 +108,12 @@ def is_taken(error: ClientError) -> bool:
     return code_of(error) in _TAKEN
 
 
+def is_overtaken(error: ClientError) -> bool:
+    """Whether a conditional put was refused because the object is not what it was, or is being written at this moment. A key that
+    was to match and is gone is missing."""
+    return code_of(error) in _TAKEN | _MISSING | {"ConditionalRequestConflict"}
+
+
 def is_denied(error: ClientError) -> bool:
     """Whether the credentials are known but lack a right."""
     return code_of(error) in _DENIED and error.operation_name in RIGHTS

@@ -1,6 +1,7 @@
 """A bucket as a store: boto3, with s3transfer's parallel multipart transfers."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -15,13 +16,14 @@ from s3transfer.subscribers import BaseSubscriber
 from urllib3.exceptions import HTTPError
 
 from comd_api.artifact import root_of
+from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import S3Options
 from comd_trainer.store.counted import count_repeats
 from comd_trainer.store.errors import SCRATCH_FIELD, local_errors
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.s3_client import checksum, connect, write_arguments
 from comd_trainer.store.s3_clock import Clock
-from comd_trainer.store.s3_errors import is_missing, is_past_end, is_taken, s3_errors
+from comd_trainer.store.s3_errors import is_missing, is_overtaken, is_past_end, is_taken, s3_errors
 from comd_trainer.store.s3_replies import Replies
 from comd_trainer.store.s3_rights import probe_rights
 from comd_trainer.store.stores import PROBE, STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
@@ -36,6 +38,10 @@ PART_BYTES = 8 << 20
 than 10,000 parts."""
 THREADS = 16
 LISTS_AT_ONCE = 8
+SWAP_ATTEMPTS = 5
+"""Tries of a conditional put that is refused though the object reads as it should: another put is on its way."""
+SWAP_PAUSE_SECONDS = 0.1
+"""Before the second try; twice as long before each that follows."""
 
 
 class S3Store:
@@ -119,17 +125,21 @@ class S3Store:
         return self._read(path, Range=f"bytes={start}-{start + size - 1}") if size > 0 else b""
 
     def _read(self, path: str, **options: str) -> bytes:
+        return self._read_tagged(path, **options)[0]
+
+    def _read_tagged(self, path: str, **options: str) -> tuple[bytes, str]:
+        """Content and ETag, by the same reply."""
         key = self._key(path)
         with s3_errors(uri=self.uri_of(path), field=self._field):
             for attempt in range(BODY_ATTEMPTS):
                 try:
-                    body = self._client.get_object(Bucket=self._bucket, Key=key, **options)["Body"]  # type: ignore[arg-type]
+                    found = self._client.get_object(Bucket=self._bucket, Key=key, **options)  # type: ignore[arg-type]
                 except ClientError as error:
                     if is_past_end(error):
-                        return b""
+                        return b"", ""
                     raise
                 try:
-                    return body.read()
+                    return found["Body"].read(), found.get("ETag", "")
                 except (BotoCoreError, HTTPError):
                     if attempt == BODY_ATTEMPTS - 1:
                         raise
@@ -164,6 +174,48 @@ class S3Store:
                     raise
                 return False
         return True
+
+    def swap(self, path: str, data: bytes, *, expected: bytes | None) -> bytes | None:
+        found: bytes | None = None
+        etag: str | None = None
+        if expected is not None:  # else the put alone tells, which saves a request
+            found, etag = self._content(path)
+            if found != expected or found == data:
+                return found
+        for attempt in range(SWAP_ATTEMPTS):
+            if attempt:
+                time.sleep(SWAP_PAUSE_SECONDS * 2 ** (attempt - 1))
+            if self._put_over(path, data, etag=etag):
+                return data
+            # Somebody was faster, or it was us: a lost reply, and boto3's repetition was refused. What is there tells.
+            found, etag = self._content(path)
+            if found != expected or found == data:
+                return found
+        raise TryAgainError(f"{self._field}: {self.uri_of(path)} is being written by others all the time")
+
+    def _put_over(self, path: str, data: bytes, *, etag: str | None) -> bool:
+        """Puts an object in the place of the one with this ETag, or of none. False when that is not what is there any more."""
+        key = self._key(path)
+        with s3_errors(uri=self.uri_of(path), field=self._field):
+            arguments = self._as_written | checksum(self._client, data)
+            arguments |= {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **arguments)
+            except ClientError as error:
+                if not is_overtaken(error):
+                    raise
+                return False
+        return True
+
+    def _content(self, path: str) -> tuple[bytes | None, str | None]:
+        """Content and ETag; None for both when there is no such object."""
+        try:
+            data, etag = self._read_tagged(path)
+        except FileNotFoundError:
+            return None, None
+        if not etag:  # and a put with an empty If-Match may be taken for one without
+            raise UserError(f"{self._field}: the service of {self.uri_of(path)} gives no ETag; use another")
+        return data, etag
 
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         del owned  # nothing to gain here

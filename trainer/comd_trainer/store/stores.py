@@ -95,6 +95,18 @@ class Store(Protocol):
         first."""
         ...
 
+    def swap(self, path: str, data: bytes, *, expected: bytes | None) -> bytes | None:
+        """Gives a small file the content `data` if, and only if, its content is `expected` (None: it is not there), whole or not
+        at all. Of several with the same `expected` one succeeds.
+
+        Returns what is there now: `data` when it is ours, else what somebody else has put there (None: nothing), which is what to
+        expect in a next try. Content that equals `data` is taken for ours whoever wrote it, for the reply to our own write may have
+        been lost: put something into `data` that no other writer would. Nothing but `swap` may write to such a path, because a
+        folder keeps it apart from its like alone.
+
+        Errors: as for all methods; TryAgainError also when others are at it all the time."""
+        ...
+
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         """Whole or not at all. `owned`: the caller will not change `local` any more, so that a folder may link it
         instead of copying."""

@@ -1,13 +1,24 @@
-"""`rounds.earlyStop`: when an evaluation has not gained for some rounds."""
+"""`rounds.earlyStop`: when an evaluation has not gained for some rounds. Known to both sides: the operator ends the rounds by it, and
+`preflight` takes over no stage behind the end."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from comd_api.run import RunSpec
 from comd_api.stages import round_of
-from comd_api.status import RunStatus, StageStatus
+from comd_api.status import Score
 
 _ROUNDING = 1e-9
 
 
-def reason(spec: RunSpec, status: RunStatus) -> str | None:
+class Scored(NamedTuple):
+    """A stage that is done."""
+
+    stage: str
+    scores: Sequence[Score]
+
+
+def early_stop_reason(spec: RunSpec, done: Sequence[Scored]) -> str | None:
     """Why no further round is begun; None to go on.
 
     A round gains when its student is better than the best before it, and by at least `minGain`. The student before
@@ -18,14 +29,14 @@ def reason(spec: RunSpec, status: RunStatus) -> str | None:
         return None
     best: float | None = None
     best_at, without_gain = "", 0
-    for stage in status.stages:
-        value = _student_score(stage, rule.evaluation)
-        if not stage.done or value is None:
+    for stage, scores in done:
+        value = _student_score(scores, rule.evaluation)
+        if value is None:
             continue
         gain = None if best is None else value - best
         if gain is None or (gain > _ROUNDING and gain >= rule.min_gain - _ROUNDING):
-            best, best_at, without_gain = value, stage.name, 0
-        elif round_of(stage.name) > 0:
+            best, best_at, without_gain = value, stage, 0
+        elif round_of(stage) > 0:
             without_gain += 1
     if without_gain < rule.patience:
         return None
@@ -33,7 +44,5 @@ def reason(spec: RunSpec, status: RunStatus) -> str | None:
     return f"{rule.evaluation} has not gained {wanted} for {without_gain} rounds (best {best:.3f} after {best_at})"
 
 
-def _student_score(stage: StageStatus, evaluation: str) -> float | None:
-    return next(
-        (score.value for score in stage.scores if score.evaluation == evaluation and score.role == "student"), None
-    )
+def _student_score(scores: Sequence[Score], evaluation: str) -> float | None:
+    return next((score.value for score in scores if score.evaluation == evaluation and score.role == "student"), None)

@@ -1,0 +1,104 @@
+"""`comd promote`: where a channel points and has pointed, and a way to point it elsewhere by hand, such as back."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from comd_api.base import ApiModel, Name
+from comd_api.exit_codes import TryAgainError, UserError
+from comd_api.run import Storage
+from comd_trainer.outcome import Outcome, open_entry, open_outcome, outcome_path, read_outcome
+from comd_trainer.promotion.channels import MovedError, Pointer, Standing, history, move, pointer_path, read_pointer
+from comd_trainer.promotion.stage import scores_of
+from comd_trainer.store.stores import Store, open_store
+
+PREVIOUS = "previous"
+
+
+class Request(ApiModel):
+    """What `comd promote` asks of the trainer, which alone knows stores."""
+
+    storage: Storage
+    channel: Name
+    to: str | None = Field(default=None, max_length=256)
+    """`previous`, a record of the channel's history, or `namespace/run`; None only tells."""
+
+
+def promote_by_hand(request: Request) -> list[str]:
+    """Lines to print.
+
+    Raises:
+        UserError: there is no such record or run, or what it made is gone.
+        TryAgainError: the store is away, or somebody else has moved the pointer meanwhile.
+    """
+    store = open_store(request.storage.uri, request.storage.s3, field="--storage")
+    if request.to is None:
+        return listed(list(history(store, request.channel)), where=store.uri_of(pointer_path(request.channel)))
+    before = read_pointer(store, request.channel)
+    with tempfile.TemporaryDirectory(prefix="comd-promote-") as folder:
+        pointer = _move(store, request.channel, request.to, before, cache=Path(folder))
+    if before is not None and pointer.record == before.pointer.record:
+        return [f"{store.uri_of(pointer_path(request.channel))} points to {pointer.run} already"]
+    return [f"{store.uri_of(pointer_path(request.channel))} points to {pointer.run} now: {pointer.uri}"]
+
+
+def listed(moves: Sequence[Pointer], *, where: str) -> list[str]:
+    """The newest first; the record's name is what `--to` takes."""
+    if not moves:
+        return [f"{where} is not there: nothing was promoted yet"]
+    lines = [f"{where} points to {moves[0].uri}"]
+    for number, each in enumerate(moves):
+        lines.append(f"{'*' if number == 0 else ' '} {each.record}  {each.run}  {each.reason}")
+    return lines
+
+
+def _move(store: Store, channel: str, to: str, before: Standing | None, *, cache: Path) -> Pointer:
+    target, outcome, reason = _target(store, channel, to)
+    opened = open_outcome(outcome, store=store, cache_dir=cache)
+    if before is not None and before.pointer.digest == opened.student.digest:
+        return before.pointer
+    evaluation = outcome.evaluation
+    scores = scores_of(open_entry(evaluation, "evaluate", store=store, cache_dir=cache)) if evaluation else []
+    student = opened.student
+    try:
+        return move(
+            store,
+            channel,
+            uri=student.uri,
+            digest=student.digest,
+            scores=scores,
+            run=target,
+            outcome=outcome,
+            reason=reason,
+            before=before,
+        )
+    except MovedError as error:
+        raise TryAgainError(f"{error}; look where it points now (comd promote without --to), and try again") from error
+
+
+def _target(store: Store, channel: str, to: str) -> tuple[str, Outcome, str]:
+    """Run, what it has come to, and the reason for the record."""
+    if "/" in to:
+        namespace, _, run = to.partition("/")
+        outcome = read_outcome(store, namespace=namespace, run=run) if "/" not in run and namespace and run else None
+        if outcome is None:
+            path = outcome_path(namespace, run)
+            raise UserError(f"--to {to}: no round of such a run was finished in {store.uri} ({path} is not there)")
+        return to, outcome, "by comd promote"
+    moves = list(history(store, channel))
+    if to == PREVIOUS:
+        # Back from where it stands, also when it was brought there by going back before.
+        if len(moves) < 2:
+            raise UserError(f"--to previous: {store.uri_of(pointer_path(channel))} has pointed nowhere else before")
+        found = moves[1]
+    else:
+        at = next((each for each in moves if each.record == to), None)
+        if at is None:
+            raise UserError(
+                f"--to {to}: channel {channel} has no such record; give one of those that comd promote lists without --to, previous, "
+                "or NAMESPACE/RUN"
+            )
+        found = at
+    return found.run, found.outcome, f"back to {found.record} by comd promote"

@@ -1,0 +1,139 @@
+"""The stage `promote`: the run's student beside the one that its channel points to. It needs no GPU: both were evaluated before."""
+
+import json
+import logging
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from comd_api.exit_codes import TryAgainError, UserError
+from comd_api.stage import StageConfig
+from comd_api.status import Score
+from comd_trainer.data.rows import read_dicts
+from comd_trainer.evaluation.scores import Prediction
+from comd_trainer.keys import phase_key, phase_prefix
+from comd_trainer.outcome import Outcome, open_entry, outcome_path, read_outcome
+from comd_trainer.promotion.channels import MovedError, Standing, move, pointer_path, read_pointer
+from comd_trainer.promotion.compare import Verdict, judge
+from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact, publish
+from comd_trainer.store.stores import Store
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.jsonl"
+
+
+class _End(NamedTuple):
+    promoted: bool
+    message: str
+
+
+def promote(
+    config: StageConfig, *, student: Artifact, store: Store, cache: Path, scratch: Path, now: datetime | None = None
+) -> tuple[Artifact, bool]:
+    """The artifact `promote`, whose `meta` has `promoted` and a `summary`, and whether it was there already: a run promotes its student
+    once, and not again when it is applied again after somebody has rolled back.
+
+    Raises:
+        UserError: the run's own outcome is not that of its student.
+        BadDataError: the pointer does not parse.
+        TryAgainError: the store is away.
+    """
+    promotion = config.spec.promotion
+    assert promotion is not None, "the stage is there because of it"
+    outcome = read_outcome(store, namespace=config.namespace, run=config.run)
+    if outcome is None or outcome.student.digest != student.digest or outcome.evaluation is None:
+        raise UserError(
+            f"{store.uri_of(outcome_path(config.namespace, config.run))} is not of this run's student {student.uri}, so that nothing is "
+            "known to promote it by; run no two runs of one namespace and name in the same store"
+        )
+    evaluation = open_entry(outcome.evaluation, "evaluate", store=store, cache_dir=cache)
+    inputs = {"student": student.digest, "evaluate": evaluation.digest}
+    key = phase_key(phase="promote", recipe=promotion.to_wire(), inputs=inputs)
+    prefix = phase_prefix(config, "promote", key)
+    made = open_artifact(store, prefix, cache_dir=cache)
+    if made is not None:
+        return made, True
+    before = read_pointer(store, promotion.channel)
+    end = _decide(config, outcome, student, evaluation, before, store=store, cache=cache, now=now)
+    where = pointer_path(promotion.channel)
+    summary = f"promoted to {where}: {end.message}" if end.promoted else f"not promoted to {where}: {end.message}"
+    log.info("%s", summary)
+    report = {"promoted": end.promoted, "reason": end.message, "student": student.uri}
+    shutil.rmtree(scratch / "out", ignore_errors=True)
+    out = scratch / "out"
+    out.mkdir(parents=True)
+    (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))
+    meta = {"promoted": end.promoted, "summary": summary}
+    return publish(store, prefix=prefix, kind="promote", key=key, folder=out, meta=meta, cache_dir=cache), False
+
+
+def _decide(
+    config: StageConfig,
+    outcome: Outcome,
+    student: Artifact,
+    evaluation: Artifact,
+    before: Standing | None,
+    *,
+    store: Store,
+    cache: Path,
+    now: datetime | None,
+) -> _End:
+    promotion = config.spec.promotion
+    assert promotion is not None, "the stage is there because of it"
+    if before is not None and before.pointer.digest == student.digest:
+        return _End(True, f"the channel points to this student already: {before.pointer.reason}")
+    verdict = Verdict(True, "the first of this channel")
+    if before is not None:
+        theirs = _predictions_of(before, store=store, cache=cache)
+        if theirs is None:
+            return _End(
+                False,
+                f"what the promoted student of run {before.pointer.run} has answered is gone, so that they can't be compared; "
+                f"comd promote --to {config.namespace}/{config.run} promotes without",
+            )
+        verdict = judge(promotion, candidate=_predictions(evaluation), promoted=theirs)
+    if not verdict.better:
+        return _End(False, verdict.message)
+    try:
+        move(
+            store,
+            promotion.channel,
+            uri=student.uri,
+            digest=student.digest,
+            scores=scores_of(evaluation),
+            run=f"{config.namespace}/{config.run}",
+            outcome=outcome,
+            reason=verdict.message,
+            before=before,
+            now=now,
+        )
+    except MovedError as error:
+        return _End(False, f"{error}; comd promote --to {config.namespace}/{config.run} promotes without a comparison")
+    return _End(True, verdict.message)
+
+
+def scores_of(evaluation: Artifact) -> list[Score]:
+    return [Score.model_validate(each) for each in evaluation.meta.get("scores", [])]
+
+
+def _predictions_of(standing: Standing, *, store: Store, cache: Path) -> list[Prediction] | None:
+    """None where they are gone."""
+    entry = standing.pointer.outcome.evaluation
+    if entry is None:
+        return None
+    try:
+        return _predictions(open_entry(entry, "evaluate", store=store, cache_dir=cache))
+    except TryAgainError:
+        raise
+    except CorruptArtifactError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _predictions(evaluation: Artifact) -> list[Prediction]:
+    return [
+        Prediction(**{**row, "log_probabilities": tuple(row["log_probabilities"])})
+        for row in read_dicts(evaluation.path(PREDICTIONS))
+    ]

@@ -274,5 +274,13 @@ class DistillationRun(ApiModel):
             "size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
             "metadata.name may have at most 63 of the characters a-z, 0-9 and -, because it becomes a label of the run's Jobs",
         ),
+        Rule(
+            "!has(self.spec.startFrom) || !has(self.spec.startFrom.run) || self.spec.startFrom.run != self.metadata.name",
+            "spec.startFrom.run is the run itself; name another one, or another metadata.name",
+        ),
+        Rule(
+            "!has(self.spec.skipIfUnchangedSince) || self.spec.skipIfUnchangedSince != self.metadata.name",
+            "spec.skipIfUnchangedSince is the run itself; name another one, or another metadata.name",
+        ),
         *_immutable_rules(),
     )

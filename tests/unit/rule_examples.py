@@ -60,6 +60,8 @@ class Example(NamedTuple):
     bad: dict[str, Any]
 
 
+TWO_SETS = [{"name": name, "items": f"{name}.jsonl"} for name in ("test", "other")]
+
 EXAMPLES = [
     Example("metadata.name may have", "", named("a" * 63), named("with.dots")),
     Example(
@@ -127,6 +129,42 @@ EXAMPLES = [
         "spec.",
         manifest(rounds__earlyStop={"evaluation": "test"}),
         manifest(rounds__earlyStop={"evaluation": "tests"}),
+    ),
+    Example(
+        "promotion.evaluation must be",
+        "spec.",
+        manifest(promotion={"evaluation": "test"}),
+        manifest(promotion={"evaluation": "tests"}),
+    ),
+    Example(
+        "promotion.guards[].evaluation must be",
+        "spec.",
+        manifest(data__evaluation=TWO_SETS, promotion={"evaluation": "test", "guards": [{"evaluation": "other"}]}),
+        manifest(promotion={"evaluation": "test", "guards": [{"evaluation": "other"}]}),
+    ),
+    Example(
+        "guards are other evaluations",
+        "spec.promotion.",
+        manifest(data__evaluation=TWO_SETS, promotion={"evaluation": "test", "guards": [{"evaluation": "other"}]}),
+        manifest(promotion={"evaluation": "test", "guards": [{"evaluation": "test"}]}),
+    ),
+    Example(
+        "set exactly one of run, channel and artifact",
+        "spec.startFrom: ",
+        manifest(startFrom={"run": "before"}),
+        manifest(startFrom={"run": "before", "channel": "stable"}),
+    ),
+    Example(
+        "spec.startFrom.run is the run itself",
+        "",
+        manifest(startFrom={"run": "before"}),
+        manifest(startFrom={"run": "tiny"}),
+    ),
+    Example(
+        "spec.skipIfUnchangedSince is the run itself",
+        "",
+        manifest(skipIfUnchangedSince="before"),
+        manifest(skipIfUnchangedSince="tiny"),
     ),
     Example(
         "training.batchSize must be a multiple of training.micro",
@@ -249,6 +287,9 @@ REFUSED = [
     Transition("trainer", {"trainer__numProcPerNode": 2}),
     Transition("seed", {"seed": 1}),
     Transition("reuse", {"reuse": "Never"}),
+    Transition("startFrom", {"startFrom": {"run": "before"}}),
+    Transition("skipIfUnchangedSince", {"skipIfUnchangedSince": "before"}),
+    Transition("promotion", {"promotion": {"evaluation": "test"}}),
     Transition("execution", {"execution": "Phase"}),
     Transition("queue", {"queue": {"name": "gpus"}}),
     Transition("managedBy", {"managedBy": "example.com/other"}),

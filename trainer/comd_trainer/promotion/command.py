@@ -1,12 +1,13 @@
 """`comd promote`: where a channel points and has pointed, and a way to point it elsewhere by hand, such as back."""
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
-from comd_api.base import ApiModel, Name
+from comd_api.base import FORMS, NAME_FORM, ApiModel, Name
 from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import Storage
 from comd_trainer.outcome import Outcome, open_entry, open_outcome, outcome_path, read_outcome
@@ -82,7 +83,9 @@ def _target(store: Store, channel: str, to: str) -> tuple[str, Outcome, str]:
     """Run, what it has come to, and the reason for the record."""
     if "/" in to:
         namespace, _, run = to.partition("/")
-        outcome = read_outcome(store, namespace=namespace, run=run) if "/" not in run and namespace and run else None
+        if not re.search(NAME_FORM, namespace) or not re.search(NAME_FORM, run):
+            raise UserError(f"--to {to}: write NAMESPACE/RUN, each of {FORMS[NAME_FORM]}")
+        outcome = read_outcome(store, namespace=namespace, run=run)
         if outcome is None:
             path = outcome_path(namespace, run)
             raise UserError(f"--to {to}: no round of such a run was finished in {store.uri} ({path} is not there)")

@@ -1,5 +1,5 @@
 """Stands between a client and the S3 server: counts what passes, denies what a policy would deny (the server's own root key may
-do everything), and may tell another time than it is."""
+do everything), loses replies, and may tell another time than it is."""
 
 import http.client
 import threading
@@ -13,6 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 
 Denies = Callable[[str], bool]
 """Told a right such as `s3:GetObject`."""
+Loses = Callable[[str], bool]
+"""Told the same, of a request that the server has done: whether its reply gets lost."""
 
 
 @dataclass
@@ -39,11 +41,11 @@ class Traffic:
 class _Proxy(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, target: str, denies: Denies, clock: timedelta) -> None:
+    def __init__(self, target: str, denies: Denies, loses: Loses, clock: timedelta) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.clock = clock
         self.target = urlsplit(target).netloc
-        self.denies = denies
+        self.denies, self.loses = denies, loses
         self.traffic = Traffic(f"http://127.0.0.1:{self.server_address[1]}")
 
 
@@ -66,8 +68,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = found.read()
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.traffic.add(right, self.path, len(data), headers)
-        self._reply(found.status, data, dict(found.getheaders()))
         connection.close()
+        if self.server.loses(right):
+            self.close_connection = True
+            return
+        self._reply(found.status, data, dict(found.getheaders()))
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815
 
@@ -98,9 +103,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def between(endpoint: str, *, denies: Denies = lambda _: False, clock: timedelta = timedelta(0)) -> Iterator[Traffic]:
+def between(
+    endpoint: str,
+    *,
+    denies: Denies = lambda _: False,
+    loses: Loses = lambda _: False,
+    clock: timedelta = timedelta(0),
+) -> Iterator[Traffic]:
     """A proxy in front of `endpoint` until the block ends. `clock`: how far the header `Date` is ahead of the time."""
-    with _Proxy(endpoint, denies, clock) as server:
+    with _Proxy(endpoint, denies, loses, clock) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.traffic
         server.shutdown()

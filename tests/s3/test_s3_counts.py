@@ -60,6 +60,8 @@ def test_looking_for_what_is_not_there_is_no_failure(
     there.probe("a")
     assert there.write("b", b"1")
     assert not there.write("b", b"1", if_absent=True)
+    assert there.swap("a", b"2", expected=b"1") is None
+    assert there.swap("b", b"2", expected=None) == b"1"
     assert there.read_range("b", start=5, size=1) == b""
     for look in (
         lambda: there.read("a"),

@@ -56,6 +56,8 @@ def test_a_path_that_could_leave_the_store_is_refused_by_all_methods(store: Stor
         lambda: store.read_range(path, start=0, size=1),
         lambda: store.write(path, b""),
         lambda: store.write(path, b"", if_absent=True),
+        lambda: store.swap(path, b"", expected=None),
+        lambda: store.swap(path, b"", expected=b"x"),
         lambda: store.upload(local, path),
         lambda: store.download(path, tmp_path / "down"),
         lambda: store.delete(path),

@@ -26,7 +26,7 @@ from comd_trainer.store.s3_clock import Clock
 from comd_trainer.store.s3_errors import is_missing, is_overtaken, is_past_end, is_taken, s3_errors
 from comd_trainer.store.s3_replies import Replies
 from comd_trainer.store.s3_rights import probe_rights
-from comd_trainer.store.stores import PROBE, STORAGE_FIELD, OnBytes, StoredFile, checked, probe_path
+from comd_trainer.store.stores import PROBE, STORAGE_FIELD, DamagedError, OnBytes, StoredFile, checked, probe_path
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -39,7 +39,8 @@ than 10,000 parts."""
 THREADS = 16
 LISTS_AT_ONCE = 8
 SWAP_ATTEMPTS = 5
-"""Tries of a conditional put that is refused though the object reads as it should: another put is on its way."""
+"""Tries of a conditional put that is refused though the object reads as it should, and of a read of an object that seems damaged:
+another put is on its way."""
 SWAP_PAUSE_SECONDS = 0.1
 """Before the second try; twice as long before each that follows."""
 
@@ -183,8 +184,7 @@ class S3Store:
             if found != expected or found == data:
                 return found
         for attempt in range(SWAP_ATTEMPTS):
-            if attempt:
-                time.sleep(SWAP_PAUSE_SECONDS * 2 ** (attempt - 1))
+            _pause(attempt)
             if self._put_over(path, data, etag=etag):
                 return data
             # Somebody was faster, or it was us: a lost reply, and boto3's repetition was refused. What is there tells.
@@ -209,10 +209,18 @@ class S3Store:
 
     def _content(self, path: str) -> tuple[bytes | None, str | None]:
         """Content and ETag; None for both when there is no such object."""
-        try:
-            data, etag = self._read_tagged(path)
-        except FileNotFoundError:
-            return None, None
+        for attempt in range(SWAP_ATTEMPTS):
+            _pause(attempt)
+            try:
+                data, etag = self._read_tagged(path)
+                break
+            except FileNotFoundError:
+                return None, None
+            except DamagedError:
+                # Not every service replaces objects at once: versitygw with a sidecar gives the old content with the new checksum
+                # for a moment. (And with the new ETag: without checksums a swap could not be trusted there.)
+                if attempt == SWAP_ATTEMPTS - 1:
+                    raise
         if not etag:  # and a put with an empty If-Match may be taken for one without
             raise UserError(f"{self._field}: the service of {self.uri_of(path)} gives no ETag; use another")
         return data, etag
@@ -299,6 +307,11 @@ class S3Store:
                 )
                 self._opened = client, transfers
             return self._opened
+
+
+def _pause(attempt: int) -> None:
+    if attempt:
+        time.sleep(SWAP_PAUSE_SECONDS * 2 ** (attempt - 1))
 
 
 def _reopen(uri: str, options: S3Options, field: str) -> S3Store:

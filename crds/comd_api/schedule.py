@@ -107,7 +107,7 @@ class ScheduleSpec(ApiModel):
     rules = (
         Rule(
             "self.startFrom == 'Scratch' || !has(self.runTemplate.spec.startFrom)",
-            "startFrom: LastSuccessful says what runs begin with; take startFrom out of runTemplate.spec",
+            "startFrom LastSuccessful says what runs begin with; take startFrom out of runTemplate.spec",
         ),
         Rule(
             "!self.skipIfUnchanged || !has(self.runTemplate.spec.skipIfUnchangedSince)",

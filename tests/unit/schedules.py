@@ -8,7 +8,7 @@ from comd_api.schedule import DistillationSchedule, ScheduleStatus
 from comd_api.status import RunPhase
 from comd_operator.policies.hold import Obstacle
 from comd_operator.schedules.decide import Decision, decide
-from comd_operator.schedules.runs import ScheduledRun, manual_name, slot_name
+from comd_operator.schedules.runs import ScheduledRun, manual_name, slot_manifest, slot_name
 from tests.unit.rule_examples import manifest
 
 START = datetime(2026, 5, 1, 11, 30, tzinfo=UTC)
@@ -38,6 +38,10 @@ class ScheduleWorld:
         self.runs: dict[str, ScheduledRun] = {}
         self.made: list[str] = []
         """Names of all runs that were ever made for slots."""
+        self.specs: dict[str, dict[str, Any]] = {}
+        """What they were made with."""
+        self.succeeded: list[str] = []
+        """Names of all runs that ever have, in order."""
         self.writes = 0
         self.events: list[str] = []
         self.wrong: str | None = None
@@ -65,7 +69,7 @@ class ScheduleWorld:
             for slot in decision.create:
                 if calls <= 0:
                     return decision
-                self._make(slot)
+                self._make(slot, last=decision.status.last_successful_run)
                 calls -= 1
             decision = self.decide()
             assert not decision.create, "what was made is there"
@@ -88,11 +92,12 @@ class ScheduleWorld:
                 del self.runs[run.name]
         return decision
 
-    def _make(self, slot: datetime) -> None:
+    def _make(self, slot: datetime, *, last: str | None) -> None:
         name = slot_name(NAME, slot)
         if name in self.runs:
             return  # AlreadyExists, and ours
         self.made.append(name)
+        self.specs[name] = slot_manifest(self.schedule, slot, last=last)["spec"]
         self.runs[name] = ScheduledRun(name=name, uid=f"uid-{name}", created=self.now)
 
     def trigger(self, mark: str) -> str:
@@ -100,8 +105,10 @@ class ScheduleWorld:
         self.runs[name] = ScheduledRun(name=name, uid=f"uid-{name}", created=self.now)
         return name
 
-    def end(self, name: str, phase: RunPhase = "Succeeded") -> None:
-        self.runs[name] = replace(self.runs[name], phase=phase, completed=self.now)
+    def end(self, name: str, phase: RunPhase = "Succeeded", *, unchanged: bool = False) -> None:
+        self.runs[name] = replace(self.runs[name], phase=phase, completed=self.now, unchanged=unchanged)
+        if phase == "Succeeded":
+            self.succeeded.append(name)
 
     def end_all(self, phase: RunPhase = "Succeeded") -> None:
         for run in self.active:

@@ -32,20 +32,20 @@ class Runs:
         self.root = root
         self.store: Store = open_store((root / "store").as_uri(), S3Options())
 
-    def made(self, run: str, kind: str, name: str, fill: Callable[[Path], None], **meta: Any) -> Artifact:
+    def made(self, run: str, kind: str, name: str, fill: Callable[[Path], Any], **meta: Any) -> Artifact:
         out = self.root / f"{run}-{kind}"
         out.mkdir()
         fill(out / name)
         prefix = f"default/{run}/round-1/{kind}/k"
         return publish(
             self.store, prefix=prefix, kind=kind, key="k", folder=out, meta=meta, cache_dir=self.root / "cache"
-        )  # type: ignore[arg-type]
+        )
 
     def finish(self, run: str, right: str) -> Artifact:
         """A run whose student answers so."""
-        student = self.made(run, "tune", "model.safetensors", lambda file: file.write_text(run) and None)
+        student = self.made(run, "tune", "model.safetensors", lambda file: file.write_text(run))
         answers = asked(right, evaluation="held-out")
-        evaluation = self.made(run, "evaluate", "predictions.jsonl", lambda file: write_rows(file, answers) and None)
+        evaluation = self.made(run, "evaluate", "predictions.jsonl", lambda file: write_rows(file, answers))
         outcome = Outcome(stage="round-1", student=Entry.to(student), evaluation=Entry.to(evaluation), facts=FACTS)
         write_outcome(outcome, store=self.store, namespace="default", run=run)
         return student
@@ -138,9 +138,9 @@ def test_a_pointer_that_somebody_moves_meanwhile_is_left_alone(runs: Runs, monke
     made, _ = runs.promote("two", students["two"])
     assert made.meta["promoted"] is False
     assert (
-        "was moved by somebody else meanwhile: it pointed to the student of run default/one and points to that of run default/three now; nothing was overwritten"
-        in told(made)
-    )
+        "was moved by somebody else meanwhile: it pointed to the student of run default/one and points to that of run default/three now; "
+        "nothing was overwritten"
+    ) in told(made)
     assert "comd promote --to default/two" in told(made)
     assert runs.pointer.run == "default/three"
     assert runs.pointer.previous == before.record
@@ -179,9 +179,9 @@ def test_a_pointer_that_makes_no_sense_is_not_overwritten(runs: Runs) -> None:
 def test_the_run_s_own_outcome_is_of_its_student(runs: Runs) -> None:
     runs.finish("one", "11111")
     other = runs.finish("two", "11111")
-    with pytest.raises(UserError, match="default/one/outcome.json is not of this run's student"):
+    with pytest.raises(UserError, match=r"default/one/outcome\.json is not of this run's student"):
         runs.promote("one", other)
-    with pytest.raises(UserError, match="default/nobody/outcome.json is not"):
+    with pytest.raises(UserError, match=r"default/nobody/outcome\.json is not"):
         runs.promote("nobody", other)
 
 

@@ -310,7 +310,7 @@ def test_what_is_active_is_bounded() -> None:
 def test_the_run_of_a_slot() -> None:
     metadata = {"labels": {"team": "vision"}, "annotations": {"note": "x"}}
     template = {"metadata": metadata, "spec": make_schedule().spec.run_template.spec.to_wire()}
-    run = slot_manifest(make_schedule(runTemplate=template), NOON)
+    run = slot_manifest(make_schedule(runTemplate=template), NOON, last=None)
     assert run["metadata"]["name"] == hourly(0)
     assert run["metadata"]["labels"] == {"team": "vision", "comd.dev/schedule": NAME}
     assert run["metadata"]["annotations"] == {"note": "x", "comd.dev/slot": "2026-05-01T12:00:00Z"}
@@ -325,5 +325,5 @@ def test_names_of_triggered_runs() -> None:
     assert len(name) == 63
     assert name.endswith("-manual-01234567")
     assert manual_name("nightly", mark="01") == "nightly-manual-01"
-    assert run_manifest(schedule, name=name)["metadata"]["annotations"] == {}
+    assert run_manifest(schedule, name=name, last=None)["metadata"]["annotations"] == {}
     assert len(slot_name(schedule.metadata.name, NOON + timedelta(days=365 * 7000))) <= 63

@@ -31,6 +31,8 @@ SPECS = st.fixed_dictionaries(
         "successfulRunsHistoryLimit": st.integers(0, 3),
         "failedRunsHistoryLimit": st.integers(0, 3),
         "suspend": st.booleans(),
+        "startFrom": st.sampled_from(["Scratch", "LastSuccessful"]),
+        "skipIfUnchanged": st.booleans(),
     }
 )
 OBSTACLES = (None, None, None, Obstacle(reason="Forbidden", message="quota", seconds=30.0))
@@ -80,13 +82,27 @@ class Interleavings(RuleBasedStateMachine):
             assert times.until(slot) == slot, "it is a slot"
             assert slot <= world.now, "not before its time"
             assert slot > self.changed or self.edited, "not of before the change"
+            self.check_spec(world.specs[name])
+
+    def check_spec(self, made: dict[str, Any]) -> None:
+        """It goes by runs that have succeeded, whether they are kept or not."""
+        world = self.world
+        begins, since = made.get("startFrom"), made.get("skipIfUnchangedSince")
+        if world.schedule.spec.start_from == "Scratch":
+            assert begins is None
+        if begins is not None:
+            assert begins["run"] in world.succeeded
+        assert since is None or (world.schedule.spec.skip_if_unchanged and since in world.succeeded)
+        if world.status.last_successful_run is None and not world.succeeded:
+            assert (begins, since) == (None, None)
 
     @precondition(lambda self: self.world.active)
-    @rule(phase=st.sampled_from(["Succeeded", "Failed"]), data=st.data())
-    def run_ends(self, phase: Any, data: st.DataObject) -> None:
+    @rule(phase=st.sampled_from(["Succeeded", "Failed"]), unchanged=st.booleans(), data=st.data())
+    def run_ends(self, phase: Any, unchanged: bool, data: st.DataObject) -> None:
         names = sorted(run.name for run in self.world.active if not run.going)
         if names:
-            self.world.end(data.draw(st.sampled_from(names)), phase)
+            idle = unchanged and phase == "Succeeded"
+            self.world.end(data.draw(st.sampled_from(names)), phase, unchanged=idle)
 
     @rule()
     def what_was_deleted_is_gone(self) -> None:
@@ -122,7 +138,10 @@ class Interleavings(RuleBasedStateMachine):
             ("Failed", spec.failed_runs_history_limit),
         ):
             kept = [run for run in runs if run.phase == phase and run.name not in gone and not run.going]
-            assert len(kept) <= limit
+            for unchanged in (False, True):
+                alike = [run for run in runs if (run.phase, run.unchanged, run.going) == (phase, unchanged, False)]
+                left = [run for run in kept if run.unchanged == unchanged]
+                assert len(left) == min(len(alike), limit), "quiet nights drive out nothing that was made"
         assert not gone & {run.name for run in self.world.active}, "what runs is never cleaned up"
 
     @invariant()

@@ -55,7 +55,8 @@ def _next_manifest(schedule: DistillationSchedule) -> dict[str, Any]:
     if slot is None:
         raise UserError(f"{schedule.metadata.name} has no slot any more")
     metadata = schedule.metadata.model_copy(update={"uid": schedule.metadata.uid or NO_UID})
-    return slot_manifest(schedule.replace(metadata=metadata), slot)
+    last = schedule.status.last_successful_run if schedule.status is not None else None
+    return slot_manifest(schedule.replace(metadata=metadata), slot, last=last)
 
 
 def objects(run: DistillationRun) -> Iterator[dict[str, Any]]:

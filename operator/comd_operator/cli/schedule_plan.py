@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from comd_api.run import Storage
-from comd_api.schedule import DistillationSchedule
+from comd_api.schedule import DistillationSchedule, ScheduleSpec
 from comd_operator.cli.plan import plan_lines
 from comd_operator.policies.clock import to_text
 from comd_operator.schedules.decide import timetable_text
-from comd_operator.schedules.runs import slot_name, template_run
+from comd_operator.schedules.runs import slot_name, start_of, template_run
 from comd_operator.schedules.timetable import timetable
 
 NUM_SLOTS = 5
@@ -28,6 +28,22 @@ def schedule_lines(schedule: DistillationSchedule, *, storage: Storage, now: dat
     run = template_run(schedule)
     return [
         *lines,
+        *_fresh_lines(schedule.spec),
         "each run:",
         *(f"  {line}" for line in plan_lines(run.replace(spec=run.spec.replace(storage=storage)))),
     ]
+
+
+def _fresh_lines(spec: ScheduleSpec) -> list[str]:
+    """What runs have to do with each other."""
+    lines = []
+    if spec.start_from == "LastSuccessful":
+        start = start_of(spec, last="run")
+        assert start is not None, "there is a last run here"
+        whose = "the last run that succeeded" if start.channel is None else f"channels/{start.channel}.json"
+        lines.append(f"the first run begins from scratch, each further one with the student of {whose}")
+    if spec.skip_if_unchanged:
+        lines.append(
+            "a run is done with preflight when neither data nor recipe have changed since the last one that succeeded"
+        )
+    return lines

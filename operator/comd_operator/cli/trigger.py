@@ -13,7 +13,7 @@ from comd_operator.runtime.api import Api, ApiError, namespaced
 from comd_operator.runtime.credentials import current_namespace
 from comd_operator.runtime.limiter import TokenBucket
 from comd_operator.runtime.metrics import Metrics
-from comd_operator.schedules.runs import manual_name, run_manifest
+from comd_operator.schedules.runs import manual_manifest
 from comd_operator.validation import check_document
 
 MARK_BYTES = 4
@@ -50,7 +50,7 @@ async def trigger(api: Api, name: str, *, namespace: str) -> str:
     schedule, problems = check_document(found)
     if not isinstance(schedule, DistillationSchedule):
         raise UserError("\n".join(f"{what}: {problem}" for problem in problems))
-    manifest = run_manifest(schedule, name=manual_name(name, mark=secrets.token_hex(MARK_BYTES)))
+    manifest = manual_manifest(schedule, mark=secrets.token_hex(MARK_BYTES))
     path = namespaced(API_VERSION, RUN.plural, namespace)
     made = await _ask(api.create(path, manifest), what=f"{RUN.name} of {what}")
     return str(made["metadata"]["name"])

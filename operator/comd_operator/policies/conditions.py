@@ -26,6 +26,8 @@ TYPES = ("Failed", "Queued", "Ready", "Reconciling", "Stalled", "Succeeded", "Su
 """All of them, always, in this order."""
 
 MAX_REASON, MAX_MESSAGE = 64, 1024
+UNCHANGED = "Unchanged"
+"""Reason of a run that succeeded because it had nothing to do."""
 
 
 def conditions(
@@ -146,7 +148,7 @@ def _findings(status: RunStatus) -> str:
 def _how_it_ended(run: DistillationRun, status: RunStatus) -> tuple[str, str]:
     unchanged = stages.unchanged(status)
     if unchanged is not None:
-        return "Unchanged", unchanged
+        return UNCHANGED, unchanged
     early = stages.ended_early(run.spec, status)
     reason, words = ("StoppedEarly", early) if early else ("Finished", _all_done(status))
     promotion = next((stage.message for stage in status.stages if stage.promoted is not None), None)

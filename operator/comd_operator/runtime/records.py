@@ -10,6 +10,7 @@ from comd_api.status import RunPhase
 from comd_operator.planner import labels
 from comd_operator.planner.manifests import CONTAINER
 from comd_operator.policies.clock import from_text
+from comd_operator.policies.conditions import UNCHANGED
 
 _KEPT = ("name", "namespace", "uid", "generation", "resourceVersion")
 
@@ -44,6 +45,8 @@ class RunRecord(Identity):
     """Uid of the schedule that controls it."""
     created: datetime
     completed: datetime | None
+    unchanged: bool
+    """It succeeded because there was nothing to do."""
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -132,6 +135,10 @@ def read_run(obj: dict[str, Any]) -> RunRecord:
         schedule=_controller(obj, kind=SCHEDULE.name),
         created=from_text(metadata["creationTimestamp"]),
         completed=_time(status.get("completionTime")),
+        unchanged=any(
+            (entry.get("type"), entry.get("reason")) == ("Succeeded", UNCHANGED)
+            for entry in status.get("conditions", ())
+        ),
     )
 
 

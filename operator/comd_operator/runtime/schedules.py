@@ -91,7 +91,7 @@ class ScheduleReconciler:
         if decision.create:
             try:
                 for slot in decision.create:
-                    runs = [*runs, await self._create(schedule, slot)]
+                    runs = [*runs, await self._create(schedule, slot, last=decision.status.last_successful_run)]
             except ObstacleError as error:
                 self._block(schedule, error.obstacle)
             decision = decide(schedule, runs, now, wrong=wrong, obstacle=self._obstacle(schedule))
@@ -133,8 +133,8 @@ class ScheduleReconciler:
         self._since.forget(run_uid)
         return False
 
-    async def _create(self, schedule: DistillationSchedule, slot: datetime) -> ScheduledRun:
-        made = await self.writer.create_run(schedule, slot_manifest(schedule, slot))
+    async def _create(self, schedule: DistillationSchedule, slot: datetime, *, last: str | None) -> ScheduledRun:
+        made = await self.writer.create_run(schedule, slot_manifest(schedule, slot, last=last))
         self.on_change(self.stores.runs.put(made))
         lateness = (self.now() - slot) / timedelta(seconds=1)
         self.metrics.schedule_lateness.observe(max(0.0, lateness))
@@ -208,4 +208,5 @@ def _observed(record: RunRecord) -> ScheduledRun:
         created=record.created,
         completed=record.completed,
         going=record.deleting is not None,
+        unchanged=record.unchanged,
     )

@@ -124,12 +124,15 @@ def timetable_text(spec: ScheduleSpec) -> str:
 
 def _count_runs(status: ScheduleStatus, runs: Sequence[ScheduledRun]) -> ScheduleStatus:
     active = sorted((run for run in runs if not run.ended), key=lambda run: (run.created, run.name))
-    succeeded = [to_text(run.completed) for run in runs if run.phase == "Succeeded" and run.completed is not None]
-    known = [] if status.last_successful_time is None else [status.last_successful_time]
+    succeeded = [(run.completed, run.name) for run in runs if run.phase == "Succeeded" and run.completed is not None]
+    newest = max(succeeded, default=None)
+    if newest is not None:
+        known = from_text(status.last_successful_time) if status.last_successful_time is not None else newest[0]
+        if newest[0] >= known:  # What is known may be of a run that is not kept any more.
+            status = status.replace(last_successful_time=to_text(newest[0]), last_successful_run=newest[1])
     return status.replace(
         num_active=len(active),
         active=[RunReference(name=run.name, uid=run.uid) for run in active[-MAX_ACTIVE:]],
-        last_successful_time=max((*known, *succeeded), key=from_text, default=None),
     )
 
 

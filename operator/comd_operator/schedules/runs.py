@@ -7,7 +7,8 @@ from typing import Any
 from comd_api import API_VERSION
 from comd_api.kinds import RUN, SCHEDULE
 from comd_api.run import DistillationRun, ObjectMeta
-from comd_api.schedule import DistillationSchedule
+from comd_api.schedule import DistillationSchedule, ScheduleSpec
+from comd_api.start import StartFrom
 from comd_api.status import RunPhase
 from comd_operator.planner import ClusterDefaults, fill, labels, problem
 from comd_operator.policies.clock import to_text
@@ -26,6 +27,8 @@ class ScheduledRun:
     completed: datetime | None = None
     going: bool = False
     """It was deleted, and it or what it has running is still there."""
+    unchanged: bool = False
+    """It had nothing to do, for nothing had changed (`skipIfUnchanged`)."""
 
     @property
     def ended(self) -> bool:
@@ -43,18 +46,48 @@ def manual_name(schedule: str, *, mark: str) -> str:
     return schedule[: MAX_RUN_NAME - len(suffix)].rstrip("-") + suffix
 
 
-def slot_manifest(schedule: DistillationSchedule, slot: datetime) -> dict[str, Any]:
-    """The run of a slot."""
+def slot_manifest(schedule: DistillationSchedule, slot: datetime, *, last: str | None) -> dict[str, Any]:
+    """The run of a slot. last: the schedule's run that succeeded last."""
     return run_manifest(
-        schedule, name=slot_name(schedule.metadata.name, slot), annotations={labels.SLOT: to_text(slot)}
+        schedule,
+        name=slot_name(schedule.metadata.name, slot),
+        last=last,
+        since=last if schedule.spec.skip_if_unchanged else None,
+        annotations={labels.SLOT: to_text(slot)},
     )
 
 
+def manual_manifest(schedule: DistillationSchedule, *, mark: str) -> dict[str, Any]:
+    """The run of a `comd trigger`. Somebody wants it, whether anything has changed or not."""
+    last = schedule.status.last_successful_run if schedule.status is not None else None
+    return run_manifest(schedule, name=manual_name(schedule.metadata.name, mark=mark), last=last)
+
+
+def start_of(spec: ScheduleSpec, *, last: str | None) -> StartFrom | None:
+    """What the schedule's next run begins with; None where the template says. The student that was promoted last is the best one, also
+    after somebody has rolled back."""
+    if spec.start_from == "Scratch" or last is None:
+        return None
+    promotion = spec.run_template.spec.promotion
+    return StartFrom(channel=promotion.channel) if promotion is not None else StartFrom(run=last)
+
+
 def run_manifest(
-    schedule: DistillationSchedule, *, name: str, annotations: dict[str, str] | None = None
+    schedule: DistillationSchedule,
+    *,
+    name: str,
+    last: str | None,
+    since: str | None = None,
+    annotations: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A run as the template has it, owned by the schedule: Kubernetes deletes it when the schedule is gone."""
+    """A run as the template has it, owned by the schedule: Kubernetes deletes it when the schedule is gone. since: the run without changes
+    since which it has nothing to do."""
     template = schedule.spec.run_template
+    start = start_of(schedule.spec, last=last)
+    spec = template.spec.replace(
+        start_from=start or template.spec.start_from,
+        skip_if_unchanged_since=since or template.spec.skip_if_unchanged_since,
+    )
     return {
         "apiVersion": API_VERSION,
         "kind": RUN.name,
@@ -74,7 +107,7 @@ def run_manifest(
                 }
             ],
         },
-        "spec": template.spec.to_wire(),
+        "spec": spec.to_wire(),
     }
 
 

@@ -16,7 +16,7 @@ from tests.nodes import digits
 from tests.nodes.site import SLOW, Run, Site, condition
 
 BUCKET, PREFIX = "comd", "fresh"
-KEPT = 900
+KEPT = 600
 """Seed rows that the first run is given; the second one finds the rest as well."""
 PROMOTION = {"evaluation": "balanced", "confidence": 0.9, "guards": [{"evaluation": "natural", "maxDrop": 0.1}]}
 ROUNDS = {"count": 1, "threshold": 1.0, "teacherFloor": 7, "hardItemsFloor": 1, "replayFraction": 0.25}
@@ -105,6 +105,7 @@ def test_two_students_and_a_quiet_night(site: Site, tmp_path: Path, capsys: pyte
     inputs = digits.prepare()
     upload(site.cluster.s3, inputs, bucket=BUCKET, prefix=f"{PREFIX}/inputs", wanted=digits.is_read)
     rows = (inputs / "seed.jsonl").read_text().splitlines(keepends=True)
+    assert len(rows) > KEPT
     bucket = Bucket(site)
     bucket.put_seed(rows[:KEPT])
     namespace = site.namespace("fresh")

@@ -10,6 +10,10 @@ GOOD: list[dict[str, Any]] = [
     {"schedules": ["0 0 1 1 0"], "timeZone": "Etc/GMT+12"},
     {"concurrencyPolicy": "Allow", "catchUp": 7, "startingDeadlineSeconds": 1},
     {"successfulRunsHistoryLimit": 0, "failedRunsHistoryLimit": 0, "suspend": True},
+    {"startFrom": "LastSuccessful", "skipIfUnchanged": True},
+    {"startFrom": "LastSuccessful", "template": {"promotion": {"evaluation": "test"}}},
+    {"skipIfUnchanged": True, "template": {"startFrom": {"channel": "stable"}}},
+    {"startFrom": "LastSuccessful", "template": {"skipIfUnchangedSince": "before"}},
 ]
 
 _FORM = "has the wrong form; right would be minute, hour, day of month"
@@ -38,6 +42,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (schedule_manifest(catchUp=0), "spec.catchUp"),
     (schedule_manifest(startingDeadlineSeconds=0), "spec.startingDeadlineSeconds"),
     (schedule_manifest(successfulRunsHistoryLimit=-1), "spec.successfulRunsHistoryLimit"),
+    (schedule_manifest(startFrom="Sometimes"), "right would be Scratch or LastSuccessful"),
+    (
+        schedule_manifest(startFrom="LastSuccessful", template={"startFrom": {"run": "before"}}),
+        "spec.startFrom LastSuccessful says what runs begin with; take startFrom out of runTemplate.spec",
+    ),
+    (
+        schedule_manifest(skipIfUnchanged=True, template={"skipIfUnchangedSince": "before"}),
+        "take skipIfUnchangedSince out of runTemplate.spec",
+    ),
+    (schedule_manifest(template={"promotion": {"evaluation": "none"}}), "promotion.evaluation must be the name of an entry"),
     (schedule_manifest(template={"training__batchSize": 7, "training__microBatchSize": 2}), "training.batchSize must be a multiple"),
     (
         schedule_manifest(

@@ -40,8 +40,8 @@ class ScheduleWorld:
         """Names of all runs that were ever made for slots."""
         self.specs: dict[str, dict[str, Any]] = {}
         """What they were made with."""
-        self.succeeded: list[str] = []
-        """Names of all runs that ever have, in order."""
+        self.succeeded: dict[str, datetime] = {}
+        """All runs that ever have, and when."""
         self.writes = 0
         self.events: list[str] = []
         self.wrong: str | None = None
@@ -108,7 +108,7 @@ class ScheduleWorld:
     def end(self, name: str, phase: RunPhase = "Succeeded", *, unchanged: bool = False) -> None:
         self.runs[name] = replace(self.runs[name], phase=phase, completed=self.now, unchanged=unchanged)
         if phase == "Succeeded":
-            self.succeeded.append(name)
+            self.succeeded[name] = self.now
 
     def end_all(self, phase: RunPhase = "Succeeded") -> None:
         for run in self.active:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from comd_api.promotion import Promotion
 from comd_operator.cli.main import main
 from comd_operator.validation import check_manifest
 
@@ -30,11 +31,14 @@ def test_there_are_examples() -> None:
 
 def test_the_guides_manifests_are_valid() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    whole = [block for block in blocks if "kind:" in block]
+    assert (len(blocks), len(whole)) == (3, 2)
+    for block in whole:
         run, problems = check_manifest(yaml.safe_load(block))
         assert problems == []
         assert run is not None
+        part = yaml.safe_load(next(block for block in blocks if "kind:" not in block))
+        assert Promotion.model_validate(part["promotion"]).guards
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,8 @@ def test_what_a_slot_s_run_begins_with(
 
 def test_a_run_that_somebody_wants_is_not_skipped() -> None:
     schedule = make_schedule(startFrom="LastSuccessful", skipIfUnchanged=True)
-    assert "startFrom" not in manual_manifest(schedule, mark="x")["spec"]
-    schedule = schedule.replace(status=ScheduleStatus(last_successful_run="nightly-1"))
-    made = manual_manifest(schedule, mark="x")
+    assert "startFrom" not in manual_manifest(schedule, mark="x", last=None)["spec"]
+    made = manual_manifest(schedule, mark="x", last="nightly-1")
     assert made["spec"]["startFrom"] == {"run": "nightly-1"}
     assert "skipIfUnchangedSince" not in made["spec"]
 
@@ -103,25 +102,20 @@ def test_how_a_run_without_anything_to_do_is_known() -> None:
     assert (read("Unchanged"), read("Finished")) == (True, False)
 
 
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        (
-            {"startFrom": "LastSuccessful", "template": {"startFrom": {"run": "x"}}},
-            "spec.startFrom LastSuccessful says what runs begin with; take startFrom out of runTemplate.spec",
-        ),
-        (
-            {"skipIfUnchanged": True, "template": {"skipIfUnchangedSince": "x"}},
-            "take skipIfUnchangedSince out of runTemplate.spec",
-        ),
-        ({"startFrom": "Sometimes"}, "right would be Scratch or LastSuccessful"),
-        ({"template": {"promotion": {"evaluation": "nothing"}}}, "promotion.evaluation must be the name of an entry"),
-    ],
-)
-def test_refused(spec: dict[str, Any], words: str) -> None:
-    found, problems = check_document(schedule_manifest(**spec))
-    assert found is None
-    assert words in "\n".join(problems)
+def test_a_template_to_which_no_more_fits() -> None:
+    """The first run would begin, and no later one."""
+    defaults = ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x")
+
+    def wrong(size: int, **spec: Any) -> str | None:
+        env = {"trainer": {"env": [{"name": "PADDING", "value": "x" * size}]}}
+        return template_problem(make_schedule(template=env, **spec), defaults)
+
+    fits = max(size for size in range(MAX_CONFIG_BYTES - 4000, MAX_CONFIG_BYTES) if wrong(size) is None)
+    assert wrong(fits + 1, startFrom="Scratch") is not None
+    for spec in ({"startFrom": "LastSuccessful"}, {"skipIfUnchanged": True}):
+        told = wrong(fits, **spec)
+        assert told is not None and told.startswith("spec.runTemplate.spec has 120")
+        assert wrong(fits - 200, **spec) is None
 
 
 def test_the_plan_says_so() -> None:

@@ -46,7 +46,7 @@ def objects_command(file: Path, options: Options) -> int:
 
 
 def next_run(schedule: DistillationSchedule) -> DistillationRun:
-    """The run of the next slot."""
+    """The run of the next slot, if it is the first one: a file knows of none before."""
     return DistillationRun.model_validate(_next_manifest(schedule), by_alias=True, by_name=False)
 
 
@@ -55,8 +55,7 @@ def _next_manifest(schedule: DistillationSchedule) -> dict[str, Any]:
     if slot is None:
         raise UserError(f"{schedule.metadata.name} has no slot any more")
     metadata = schedule.metadata.model_copy(update={"uid": schedule.metadata.uid or NO_UID})
-    last = schedule.status.last_successful_run if schedule.status is not None else None
-    return slot_manifest(schedule.replace(metadata=metadata), slot, last=last)
+    return slot_manifest(schedule.replace(metadata=metadata), slot, last=None)
 
 
 def objects(run: DistillationRun) -> Iterator[dict[str, Any]]:

@@ -50,7 +50,8 @@ async def trigger(api: Api, name: str, *, namespace: str) -> str:
     schedule, problems = check_document(found)
     if not isinstance(schedule, DistillationSchedule):
         raise UserError("\n".join(f"{what}: {problem}" for problem in problems))
-    manifest = manual_manifest(schedule, mark=secrets.token_hex(MARK_BYTES))
+    last = found.get("status", {}).get("lastSuccessfulRun")  # A manifest is checked without its status.
+    manifest = manual_manifest(schedule, mark=secrets.token_hex(MARK_BYTES), last=last)
     path = namespaced(API_VERSION, RUN.plural, namespace)
     made = await _ask(api.create(path, manifest), what=f"{RUN.name} of {what}")
     return str(made["metadata"]["name"])

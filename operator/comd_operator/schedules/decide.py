@@ -16,7 +16,7 @@ from comd_operator.policies.events import Event
 from comd_operator.policies.hold import Obstacle
 from comd_operator.schedules import concurrency, history
 from comd_operator.schedules.conditions import State, conditions, missed_text
-from comd_operator.schedules.runs import ScheduledRun, slot_name
+from comd_operator.schedules.runs import ScheduledRun, slot_name, slot_of
 from comd_operator.schedules.slots import Due, due
 from comd_operator.schedules.timetable import timetable
 
@@ -94,7 +94,7 @@ def decide(
     return Decision(
         create=step.create,
         replace=step.replace,
-        expire=tuple(history.expired(schedule.spec, runs)),
+        expire=tuple(history.expired(schedule.spec, [run for run in runs if _is_settled(schedule, status, run)])),
         status=status,
         requeue_after=min((LONGEST_SECONDS, *waits)) if waits else None,
         event=step.event or _newly_stalled(before, status),
@@ -125,15 +125,24 @@ def timetable_text(spec: ScheduleSpec) -> str:
 def _count_runs(status: ScheduleStatus, runs: Sequence[ScheduledRun]) -> ScheduleStatus:
     active = sorted((run for run in runs if not run.ended), key=lambda run: (run.created, run.name))
     succeeded = [(run.completed, run.name) for run in runs if run.phase == "Succeeded" and run.completed is not None]
-    newest = max(succeeded, default=None)
-    if newest is not None:
-        known = from_text(status.last_successful_time) if status.last_successful_time is not None else newest[0]
-        if newest[0] >= known:  # What is known may be of a run that is not kept any more.
-            status = status.replace(last_successful_time=to_text(newest[0]), last_successful_run=newest[1])
+    if status.last_successful_time is not None:  # It may be that of a run that is not kept any more.
+        succeeded.append((from_text(status.last_successful_time), status.last_successful_run or ""))
+    if succeeded:
+        when, name = max(succeeded)
+        status = status.replace(last_successful_time=to_text(when), last_successful_run=name or None)
     return status.replace(
         num_active=len(active),
         active=[RunReference(name=run.name, uid=run.uid) for run in active[-MAX_ACTIVE:]],
     )
+
+
+def _is_settled(schedule: DistillationSchedule, status: ScheduleStatus, run: ScheduledRun) -> bool:
+    """Whether nothing is lost when the run is gone. Who was stopped before a slot was written down, and then found the schedule suspended
+    or the next run refused, knows by the slot's run alone that it was started."""
+    slot = slot_of(schedule.metadata.name, run.name)
+    if slot is None or status.settled_time is None:
+        return True
+    return slot <= from_text(status.settled_time) and to_text(slot) != status.pending_slot
 
 
 def _step(

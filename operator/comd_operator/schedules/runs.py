@@ -1,12 +1,12 @@
 """The runs of a schedule: as they were observed, and as they are made."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from comd_api import API_VERSION
 from comd_api.kinds import RUN, SCHEDULE
-from comd_api.run import DistillationRun, ObjectMeta
+from comd_api.run import DistillationRun, ObjectMeta, RunSpec
 from comd_api.schedule import DistillationSchedule, ScheduleSpec
 from comd_api.start import StartFrom
 from comd_api.status import RunPhase
@@ -14,6 +14,8 @@ from comd_operator.planner import ClusterDefaults, fill, labels, problem
 from comd_operator.policies.clock import to_text
 
 MAX_RUN_NAME = 63
+_MAX_DIGITS = 9
+"""Of minutes since 1970, until the year 3871."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,15 @@ def slot_name(schedule: str, slot: datetime) -> str:
     return f"{schedule}-{int(slot.timestamp()) // 60}"
 
 
+def slot_of(schedule: str, run: str) -> datetime | None:
+    """The slot that a run was made for, by its name; None for the run of a `comd trigger`."""
+    minutes = run.removeprefix(f"{schedule}-")
+    if not minutes.isdecimal() or len(minutes) > _MAX_DIGITS:
+        return None
+    slot = datetime.fromtimestamp(int(minutes) * 60, UTC)
+    return slot if slot_name(schedule, slot) == run else None
+
+
 def manual_name(schedule: str, *, mark: str) -> str:
     """mark: what tells the runs of one schedule apart. A long name of the schedule is cut."""
     suffix = f"-manual-{mark}"
@@ -57,9 +68,8 @@ def slot_manifest(schedule: DistillationSchedule, slot: datetime, *, last: str |
     )
 
 
-def manual_manifest(schedule: DistillationSchedule, *, mark: str) -> dict[str, Any]:
-    """The run of a `comd trigger`. Somebody wants it, whether anything has changed or not."""
-    last = schedule.status.last_successful_run if schedule.status is not None else None
+def manual_manifest(schedule: DistillationSchedule, *, mark: str, last: str | None) -> dict[str, Any]:
+    """The run of a `comd trigger`. Somebody wants it, whether anything has changed or not. last: as `slot_manifest`."""
     return run_manifest(schedule, name=manual_name(schedule.metadata.name, mark=mark), last=last)
 
 
@@ -70,6 +80,15 @@ def start_of(spec: ScheduleSpec, *, last: str | None) -> StartFrom | None:
         return None
     promotion = spec.run_template.spec.promotion
     return StartFrom(channel=promotion.channel) if promotion is not None else StartFrom(run=last)
+
+
+def spec_of(spec: ScheduleSpec, *, last: str | None, since: str | None) -> RunSpec:
+    """A run's. Where the schedule says nothing, the template may."""
+    template = spec.run_template.spec
+    return template.replace(
+        start_from=start_of(spec, last=last) or template.start_from,
+        skip_if_unchanged_since=since or template.skip_if_unchanged_since,
+    )
 
 
 def run_manifest(
@@ -83,11 +102,6 @@ def run_manifest(
     """A run as the template has it, owned by the schedule: Kubernetes deletes it when the schedule is gone. since: the run without changes
     since which it has nothing to do."""
     template = schedule.spec.run_template
-    start = start_of(schedule.spec, last=last)
-    spec = template.spec.replace(
-        start_from=start or template.spec.start_from,
-        skip_if_unchanged_since=since or template.spec.skip_if_unchanged_since,
-    )
     return {
         "apiVersion": API_VERSION,
         "kind": RUN.name,
@@ -107,7 +121,7 @@ def run_manifest(
                 }
             ],
         },
-        "spec": spec.to_wire(),
+        "spec": spec_of(schedule.spec, last=last, since=since).to_wire(),
     }
 
 
@@ -118,8 +132,11 @@ def template_run(schedule: DistillationSchedule) -> DistillationRun:
 
 
 def template_problem(schedule: DistillationSchedule, defaults: ClusterDefaults) -> str | None:
-    """Why no run of the template could begin on a cluster, in a sentence that names the field."""
-    run = fill(template_run(schedule), defaults)
+    """Why no run of the template could begin on a cluster, in a sentence that names the field. Later runs carry more than the first one,
+    and must fit as well."""
+    longest = "x" * MAX_RUN_NAME
+    since = longest if schedule.spec.skip_if_unchanged else None
+    run = fill(template_run(schedule).replace(spec=spec_of(schedule.spec, last=longest, since=since)), defaults)
     if run.spec.managed_by not in (None, labels.MANAGER):
         return None
     words = problem(run)

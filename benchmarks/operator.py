@@ -19,8 +19,8 @@ from benchmarks.operator_handoff import measure
 from benchmarks.operator_lives import lives
 from benchmarks.operator_load import Load, Series, Who
 from benchmarks.operator_program import ROOT, Program
-from benchmarks.operator_report import BURST, QPS, Figures, report
-from benchmarks.operator_schedules import due_at_once
+from benchmarks.operator_report import BURST, QPS, Figures, circumstances, report
+from benchmarks.operator_schedules import SECTION, due_at_once, section
 from benchmarks.operator_schedules import figures as slot_figures
 
 from tests.cluster.cluster import Cluster
@@ -32,17 +32,19 @@ ORDERS: tuple[tuple[Who, Who], ...] = (("operator", "floor"), ("floor", "operato
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small numbers, no file")
-    parser.add_argument("--only", choices=["load", "handoff", "schedules"], help="one part, no file")
+    parser.add_argument(
+        "--only",
+        choices=["load", "handoff", "schedules"],
+        help="one part; writes nothing but the section on schedules",
+    )
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each, in turn (default: 3)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "operator.md")
     arguments = parser.parse_args()
     if arguments.only == "schedules":
-        with inside("comd-bench", nodes=0) as cluster:
-            asyncio.run(
-                schedules(
-                    cluster, count=50 if arguments.quick else 2000, repeat=1 if arguments.quick else arguments.repeat
-                )
-            )
+        text = slots(quick=arguments.quick, repeat=arguments.repeat)
+        print(text)
+        if not arguments.quick:
+            arguments.out.write_text(arguments.out.read_text().partition(SECTION)[0] + text)
         return 0
     begun, busy = time.monotonic(), [os.getloadavg()[0]]
     figures = Figures(repeat=arguments.repeat, floor_workers=FLOOR_WORKERS)
@@ -57,21 +59,37 @@ def main() -> int:
             figures.hand_offs = measure(cluster, chains=figures.repeat, trainer_runs=1 if arguments.quick else 2)
         busy.append(os.getloadavg()[0])
     text = report(figures, minutes=(time.monotonic() - begun) / 60, busy=busy)
+    if arguments.only is None:
+        text = f"{text.rstrip()}\n\n{slots(quick=arguments.quick, repeat=figures.repeat)}"
     print(text)
     if not arguments.quick and arguments.only is None:
         arguments.out.write_text(text)
     return 0
 
 
-async def schedules(cluster: Cluster, *, count: int, repeat: int) -> None:
+def slots(*, quick: bool, repeat: int) -> str:
+    """The section on schedules."""
+    begun, busy = time.monotonic(), [os.getloadavg()[0]]
+    with inside("comd-bench", nodes=0) as cluster:
+        taken, limited = asyncio.run(schedules(cluster, count=50 if quick else 2000, repeat=1 if quick else repeat))
+    busy.append(os.getloadavg()[0])
+    command = "`python -m benchmarks.operator --only schedules`"
+    told = circumstances(command, minutes=(time.monotonic() - begun) / 60, busy=busy)
+    return section(taken, limited, qps=QPS, circumstances=told)
+
+
+async def schedules(cluster: Cluster, *, count: int, repeat: int) -> tuple[list[Series], Series]:
     """Without the rate limit, and with the one that the operator has by default."""
+    taken: list[Series] = []
     async with Client.connected() as client:
         measured = Load(client, cluster, workers=FLOOR_WORKERS)
         with measured.controllers_stopped():
             for _ in range(repeat):
-                print(slot_figures(await due_at_once(measured, count)), flush=True)
+                taken.append(await due_at_once(measured, count))
+                print(slot_figures(taken[-1]), flush=True)
             limited = await due_at_once(measured, count, qps=QPS, burst=BURST)
             print(f"at {QPS:g} requests/s: {slot_figures(limited)}", flush=True)
+    return taken, limited
 
 
 async def load(figures: Figures, cluster: Cluster) -> None:

@@ -41,16 +41,22 @@ class Figures:
     hand_offs: HandOffs | None = None
 
 
-def report(figures: Figures, *, minutes: float, busy: Sequence[float]) -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+def circumstances(command: str, *, minutes: float, busy: Sequence[float]) -> str:
+    """Command, commit, machine. busy: load averages."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
     model = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"""{command}, commit {commit}, {datetime.now(UTC):%Y-%m-%d},
+{os.cpu_count()} shared cores ({model[0] if model else platform.machine()}), Python {platform.python_version()}, {minutes:.0f} minutes;
+load average {", then ".join(f"{value:.1f}" for value in busy)}."""
+
+
+def report(figures: Figures, *, minutes: float, busy: Sequence[float]) -> str:
+    command = f"`make bench-operator` (`python -m benchmarks.operator --repeat {figures.repeat}`)"
     parts = [
         f"""# The operator beside its floor
 
-`make bench-operator` (`python -m benchmarks.operator --repeat {figures.repeat}`), commit {commit}, {datetime.now(UTC):%Y-%m-%d},
-{os.cpu_count()} shared cores ({model[0] if model else platform.machine()}), Python {platform.python_version()}, {minutes:.0f} minutes;
-load average {", then ".join(f"{value:.1f}" for value in busy)}.
+{circumstances(command, minutes=minutes, busy=busy)}
 API server, etcd, operator and benchmark share the cores, so absolute figures are this machine's; what is compared took turns.
 Medians of {figures.repeat} turns, ranges in brackets."""
     ]

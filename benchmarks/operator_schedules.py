@@ -7,8 +7,10 @@ Their runs are somebody else's (`spec.managedBy`), so that nothing is measured b
 
 import asyncio
 import json
+import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -47,6 +49,57 @@ async def due_at_once(load: Load, count: int, *, qps: float = 0.0, burst: int = 
     series.delays = [at - moment for at in arrivals.at.values()]
     series.seconds = max(series.delays)
     return series
+
+
+SECTION = "## From a slot to its run"
+
+
+def section(taken: Sequence[Series], limited: Series, *, qps: float, circumstances: str) -> str:
+    """Of benchmarks/operator.md, its last one: it may be measured by itself."""
+    count = taken[0].count
+    rows = [
+        ("slot to run p50, s", [series.median for series in taken], limited.median),
+        ("slot to run p99, s", [series.quantile(0.99) for series in taken], limited.quantile(0.99)),
+        ("slot to last run, s", [series.seconds for series in taken], limited.seconds),
+        ("runs made, per second", [series.rate for series in taken], limited.rate),
+        ("writes per slot", [writes_per_slot(series) for series in taken], writes_per_slot(limited)),
+        ("operator's CPU, ms per slot", [1000 * series.cpu / count for series in taken], 1000 * limited.cpu / count),
+        ("RSS afterwards, MiB", [series.rss for series in taken], limited.rss),
+    ]
+    lines = [f"| {name} | {_middle(values)} | {_number(value)} |" for name, values, value in rows]
+    kinds = ", ".join(
+        f"{what} {count / taken[0].count:.2f}" for what, count in sorted(taken[0].writes.items()) if count
+    )
+    return "\n".join(
+        [
+            SECTION,
+            "",
+            f"{circumstances}",
+            f"{count:,} schedules whose slot is the same minute. Their runs are somebody else's (`spec.managedBy`), so that nothing",
+            "but the schedules is measured: for each slot a POST of the run, a PATCH of the schedule's status and a POST of the Event.",
+            "A delay is from the slot to the run at a third party's watch.",
+            f"Medians of {len(taken)} turns, ranges in brackets.",
+            "",
+            f"| {count:,} schedules due at once | without a rate limit | as shipped ({qps:g} requests/s) |",
+            "| --- | --- | --- |",
+            *lines,
+            "",
+            f"Writes for each slot: {kinds}.",
+            "",
+        ]
+    )
+
+
+def writes_per_slot(series: Series) -> float:
+    return sum(series.writes.values()) / series.count
+
+
+def _middle(values: Sequence[float]) -> str:
+    return f"{_number(statistics.median(values))} ({_number(min(values))}–{_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def figures(series: Series) -> str:

@@ -1,5 +1,7 @@
 """What the runs of a schedule have to do with each other: what each begins with, and when it has nothing to do."""
 
+import re
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -7,10 +9,21 @@ import pytest
 from comd_api.run import Storage
 from comd_api.schedule import ScheduleStatus
 from comd_operator.cli.schedule_plan import schedule_lines
+from comd_operator.planner import ClusterDefaults
+from comd_operator.planner.problems import MAX_CONFIG_BYTES
+from comd_operator.policies.clock import to_text
+from comd_operator.policies.hold import Obstacle
 from comd_operator.runtime.records import read_run
-from comd_operator.schedules.runs import manual_manifest, slot_manifest
-from comd_operator.validation import check_document
-from tests.unit.schedules import NAME, START, ScheduleWorld, make_schedule, schedule_manifest
+from comd_operator.schedules.decide import decide
+from comd_operator.schedules.runs import (
+    ScheduledRun,
+    manual_manifest,
+    slot_manifest,
+    slot_name,
+    slot_of,
+    template_problem,
+)
+from tests.unit.schedules import NAME, START, ScheduleWorld, make_schedule
 
 HOUR = 3600.0
 PROMOTION = {"promotion": {"evaluation": "test", "channel": "best"}}
@@ -79,6 +92,69 @@ def test_a_run_that_ends_when_the_next_slot_comes_counts() -> None:
     assert world.specs[world.made[1]]["startFrom"] == {"run": world.made[0]}
 
 
+@pytest.mark.parametrize(
+    ("before", "ended", "after"),
+    [
+        (None, {}, None),
+        (None, {"one": 5}, (5, "one")),
+        ((5, "one"), {}, (5, "one")),
+        ((5, "one"), {"two": 4}, (5, "one")),
+        ((5, "one"), {"two": 6, "three": 7, "four": 1}, (7, "three")),
+        ((5, "two"), {"one": 5}, (5, "two")),
+        ((5, "two"), {"two": 5, "three": 5}, (5, "two")),
+        ((5, None), {"one": 5}, (5, "one")),
+        ((5, None), {"one": 4}, (5, None)),
+    ],
+    ids=str,
+)
+def test_which_run_succeeded_last(
+    before: tuple[int, str | None] | None, ended: dict[str, int], after: tuple[int, str | None] | None
+) -> None:
+    """Minutes, and names of runs. The status of an earlier version has a time alone."""
+
+    def at(minutes: int) -> datetime:
+        return START + timedelta(minutes=minutes)
+
+    status = ScheduleStatus()
+    if before is not None:
+        status = status.replace(last_successful_time=to_text(at(before[0])), last_successful_run=before[1])
+    runs = [
+        ScheduledRun(name=name, uid=name, phase="Succeeded", created=START, completed=at(minutes))
+        for name, minutes in ended.items()
+    ]
+    runs.append(ScheduledRun(name="failed", uid="x", phase="Failed", created=START, completed=at(9)))
+    found = decide(make_schedule().replace(status=status), runs, START).status
+    wanted = (None, None) if after is None else (to_text(at(after[0])), after[1])
+    assert (found.last_successful_time, found.last_successful_run) == wanted
+
+
+@pytest.mark.parametrize("what", ["suspended", "wrong", "refused"])
+def test_a_run_is_not_made_again_that_ended_before_its_slot_was_settled(what: str) -> None:
+    """It would begin with itself."""
+    world = ScheduleWorld(startFrom="LastSuccessful", successfulRunsHistoryLimit=0, catchUp=2)
+    world.step()
+    world.step(seconds=2 * HOUR, calls=1)
+    (first,) = world.made
+    world.end(first)
+    world.edit(suspend=what == "suspended")
+    world.wrong = "no storage" if what == "wrong" else None
+    world.step(seconds=60, obstacle=Obstacle(reason="Forbidden", message="quota", seconds=30.0))
+    assert list(world.runs) == [first], "by which it is known that its slot was started"
+    world.edit(suspend=False)
+    world.wrong = None
+    world.step(seconds=60)
+    assert world.made.count(first) == 1
+    assert world.specs[world.made[1]]["startFrom"] == {"run": first}
+    world.step(seconds=60)
+    assert first not in world.runs
+
+
+def test_the_slot_of_a_run() -> None:
+    assert slot_of(NAME, slot_name(NAME, START)) == START
+    suffixes = ("", "-", "-manual-1", "-01", "-1a", "-" + "9" * 10, "-\u0661")
+    assert {slot_of(NAME, name) for name in (*(NAME + suffix for suffix in suffixes), "29627280")} == {None}
+
+
 def test_quiet_nights_drive_out_no_run_that_has_made_something() -> None:
     world = ScheduleWorld(skipIfUnchanged=True, successfulRunsHistoryLimit=2)
     world.step()
@@ -107,14 +183,19 @@ def test_a_template_to_which_no_more_fits() -> None:
     defaults = ClusterDefaults(trainer_image="x", storage_uri="s3://bucket/x")
 
     def wrong(size: int, **spec: Any) -> str | None:
-        env = {"trainer": {"env": [{"name": "PADDING", "value": "x" * size}]}}
-        return template_problem(make_schedule(template=env, **spec), defaults)
+        schedule = make_schedule(**spec)
+        template = schedule.spec.run_template
+        large = template.spec.replace(data=template.spec.data.replace(images="x" * size))
+        full = schedule.spec.replace(run_template=template.replace(spec=large))
+        return template_problem(schedule.replace(spec=full), defaults)
 
-    fits = max(size for size in range(MAX_CONFIG_BYTES - 4000, MAX_CONFIG_BYTES) if wrong(size) is None)
-    assert wrong(fits + 1, startFrom="Scratch") is not None
-    for spec in ({"startFrom": "LastSuccessful"}, {"skipIfUnchanged": True}):
-        told = wrong(fits, **spec)
-        assert told is not None and told.startswith("spec.runTemplate.spec has 120")
+    told = re.match(r"spec\.runTemplate\.spec has (\d+) bytes", wrong(MAX_CONFIG_BYTES) or "")
+    assert told is not None
+    fits = 2 * MAX_CONFIG_BYTES - int(told[1])
+    assert wrong(fits) is None
+    specs: tuple[dict[str, Any], ...] = ({"startFrom": "LastSuccessful"}, {"skipIfUnchanged": True})
+    for spec in specs:
+        assert "spec.runTemplate.spec has 120" in (wrong(fits, **spec) or "")
         assert wrong(fits - 200, **spec) is None
 
 

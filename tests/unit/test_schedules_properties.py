@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from comd_api.promotion import Promotion
 from comd_api.schedule import ScheduleStatus
 from comd_operator.policies.clock import from_text
 from comd_operator.policies.hold import Obstacle
 from comd_operator.schedules import decide
-from comd_operator.schedules.runs import slot_name
+from comd_operator.schedules.runs import slot_name, slot_of
 from comd_operator.schedules.timetable import Timetable
 from tests.unit.schedules import NAME, START, ScheduleWorld
 
@@ -36,20 +37,25 @@ SPECS = st.fixed_dictionaries(
     }
 )
 OBSTACLES = (None, None, None, Obstacle(reason="Forbidden", message="quota", seconds=30.0))
+PROMOTION = {"promotion": {"evaluation": "test"}}
 JUMPS = st.integers(0, 4000) | st.integers(0, 400_000) | st.integers(-4000, 0)
 
 
 class Interleavings(RuleBasedStateMachine):
-    @initialize(spec=SPECS, catch_up=st.integers(1, 4))
-    def begin(self, spec: dict[str, Any], catch_up: int) -> None:
+    @initialize(spec=SPECS, catch_up=st.integers(1, 4), template=st.sampled_from([{}, PROMOTION]))
+    def begin(self, spec: dict[str, Any], catch_up: int, template: dict[str, Any]) -> None:
         if spec["concurrencyPolicy"] == "Allow":
             spec = {**spec, "catchUp": catch_up}
-        self.world = ScheduleWorld(**{key: value for key, value in spec.items() if value is not None})
+        given = {key: value for key, value in spec.items() if value is not None}
+        self.world = ScheduleWorld(template=template, **given)
         self.seen = START
         """The latest that a clock has shown when the schedule was looked at."""
         self.changed = START
         """When a change of what names slots was last seen."""
         self.edited = False
+        """Whether such a change has yet to be seen."""
+        self.noted: set[str] = set()
+        """Runs that the status has ever named as the last one that succeeded."""
 
     @rule(seconds=JUMPS, calls=st.integers(0, 4) | st.just(99), obstacle=st.sampled_from(OBSTACLES))
     def reconcile(self, seconds: int, calls: int, obstacle: Obstacle | None) -> None:
@@ -61,6 +67,7 @@ class Interleavings(RuleBasedStateMachine):
         self.seen = max(self.seen, world.now)
         new = world.made[made:]
         self.check_starts(new, runs)
+        self.check_last(before)
         if obstacle is not None:
             assert not decision.create or not new
         if before.settled_time is not None and world.status.settled_time is not None:
@@ -82,19 +89,32 @@ class Interleavings(RuleBasedStateMachine):
             assert times.until(slot) == slot, "it is a slot"
             assert slot <= world.now, "not before its time"
             assert slot > self.changed or self.edited, "not of before the change"
-            self.check_spec(world.specs[name])
+            self.check_spec(world.specs[name], runs)
 
-    def check_spec(self, made: dict[str, Any]) -> None:
-        """It goes by runs that have succeeded, whether they are kept or not."""
+    def check_spec(self, made: dict[str, Any], runs: dict[str, Any]) -> None:
+        """It goes by the newest run that has succeeded, whether it is kept or not, and whether it was written down or not."""
         world = self.world
-        begins, since = made.get("startFrom"), made.get("skipIfUnchangedSince")
-        if world.schedule.spec.start_from == "Scratch":
-            assert begins is None
-        if begins is not None:
-            assert begins["run"] in world.succeeded
-        assert since is None or (world.schedule.spec.skip_if_unchanged and since in world.succeeded)
-        if world.status.last_successful_run is None and not world.succeeded:
-            assert (begins, since) == (None, None)
+        spec, begins, since = world.schedule.spec, made.get("startFrom"), made.get("skipIfUnchangedSince")
+        known = {name for name, run in runs.items() if run.phase == "Succeeded"} | self.noted
+        fresh, promotion = spec.start_from == "LastSuccessful" and bool(known), spec.run_template.spec.promotion
+        assert (begins is not None) == fresh
+        assert (since is not None) == (spec.skip_if_unchanged and bool(known))
+        if fresh and promotion is not None:
+            assert begins == {"channel": promotion.channel}
+        for name in [begins["run"] if fresh and promotion is None else None, since]:
+            assert name is None or name in known
+            assert name is None or world.succeeded[name] == max(world.succeeded[each] for each in known)
+
+    def check_last(self, before: ScheduleStatus) -> None:
+        """Which run succeeded last is never forgotten, and never an earlier one."""
+        when, name = self.world.status.last_successful_time, self.world.status.last_successful_run
+        assert (name is None) == (when is None)
+        if name is not None and when is not None:
+            self.noted.add(name)
+            assert from_text(when) == self.world.succeeded[name]
+        if before.last_successful_time is not None and before.last_successful_run is not None:
+            assert when is not None, "nor is it lost"
+            assert (from_text(when), name) >= (from_text(before.last_successful_time), before.last_successful_run)
 
     @precondition(lambda self: self.world.active)
     @rule(phase=st.sampled_from(["Succeeded", "Failed"]), unchanged=st.booleans(), data=st.data())
@@ -118,11 +138,18 @@ class Interleavings(RuleBasedStateMachine):
         if self.world.status.settled_time is None:
             return  # It has yet to be seen.
         self.world.edit(schedules=timetable, time_zone=zone)
-        self.edited = True
+        self.edited = decide.timetable_text(self.world.schedule.spec) != self.world.status.timetable
 
     @rule(policy=st.sampled_from(POLICIES), suspend=st.booleans(), limit=st.integers(0, 3))
     def user_edits(self, policy: Any, suspend: bool, limit: int) -> None:
         self.world.edit(concurrency_policy=policy, suspend=suspend, successful_runs_history_limit=limit, catch_up=1)
+
+    @rule(start=st.sampled_from(["Scratch", "LastSuccessful"]), skip=st.booleans(), promotes=st.booleans())
+    def user_edits_what_runs_begin_with(self, start: Any, skip: bool, promotes: bool) -> None:
+        template = self.world.schedule.spec.run_template
+        promotion = Promotion(evaluation="test") if promotes else None
+        changed = template.replace(spec=template.spec.replace(promotion=promotion))
+        self.world.edit(start_from=start, skip_if_unchanged=skip, run_template=changed)
 
     @invariant()
     def a_slot_is_started_at_most_once(self) -> None:
@@ -130,8 +157,9 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def history_limits_hold_after_a_look(self) -> None:
-        spec, runs = self.world.schedule.spec, list(self.world.runs.values())
-        decision = self.world.decide()
+        spec, decision = self.world.schedule.spec, self.world.decide()
+        settled = from_text(decision.status.settled_time or "")
+        runs = [run for run in self.world.runs.values() if (slot_of(NAME, run.name) or settled) <= settled]
         gone = {run.name for run in decision.expire}
         for phase, limit in (
             ("Succeeded", spec.successful_runs_history_limit),

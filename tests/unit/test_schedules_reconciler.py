@@ -107,6 +107,22 @@ def test_a_slot() -> None:
     assert site.asked() == []
 
 
+def test_a_run_begins_with_the_one_that_has_succeeded_since_the_status_was_written() -> None:
+    site = Site(startFrom="LastSuccessful", skipIfUnchanged=True)
+    site.look(1801)
+    (call,) = (call for call in site.api.calls if call.verb == "POST" and call.path.endswith("/distillationruns"))
+    assert not {"startFrom", "skipIfUnchangedSince"} & call.body["spec"].keys()
+    made = {"uid": RUN_UID, "creationTimestamp": "2026-05-01T12:00:00Z"}
+    ended = {"phase": "Succeeded", "completionTime": "2026-05-01T12:59:59Z"}
+    site.stores.runs.put(site.versioned({**call.body, "metadata": {**call.body["metadata"], **made}, "status": ended}))
+    site.api.calls.clear()
+    site.look(3600)
+    (call, *_) = site.api.calls
+    assert (call.verb, call.body["spec"]["startFrom"]) == ("POST", {"run": RUN})
+    assert call.body["spec"]["skipIfUnchangedSince"] == RUN
+    assert (site.document["status"]["lastSuccessfulRun"], len(site.api.calls)) == (RUN, 3), "one write, as ever"
+
+
 def test_a_run_that_is_not_known_is_asked_for_before_it_counts_as_gone() -> None:
     """Watches don't run level."""
     site = Site()

@@ -55,10 +55,13 @@ def test_validate_and_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_objects_of_the_next_slot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path, template={"storage": {"uri": "s3://bucket/x"}})
+    path = write(
+        tmp_path, template={"storage": {"uri": "s3://bucket/x"}}, startFrom="LastSuccessful", skipIfUnchanged=True
+    )
     assert main(["plan", "--kubernetes", "-f", str(path), "--trainer-image=x:1"]) == ExitCode.DONE
     run, job, *_ = yaml.safe_load_all(capsys.readouterr().out)
     assert (run["kind"], run["metadata"]["labels"]) == ("DistillationRun", {"comd.dev/schedule": "nightly"})
+    assert not {"startFrom", "skipIfUnchangedSince"} & run["spec"].keys(), "a file knows of no run before"
     assert job["metadata"]["name"] == f"{run['metadata']['name']}-preflight-a1"
     assert main(["plan", "--kubernetes", "-f", str(path)]) == ExitCode.USER_ERROR
     assert "spec.runTemplate.spec.trainer.image is not set" in capsys.readouterr().err
@@ -82,6 +85,16 @@ def test_trigger() -> None:
     assert (made.path, made.body["metadata"]["name"]) == (RUNS, name)
     assert name.startswith("nightly-manual-")
     assert made.body["metadata"]["ownerReferences"][0]["uid"] == "u"
+
+
+def test_a_triggered_run_begins_with_the_last_that_succeeded() -> None:
+    document = stored()
+    document["spec"] |= {"startFrom": "LastSuccessful", "skipIfUnchanged": True}
+    document["status"] = {"lastSuccessfulRun": "nightly-29627280"}
+    _, api = asyncio.run(made_by({("GET", PATH): document}))
+    spec = api.calls[1].body["spec"]
+    assert spec["startFrom"] == {"run": "nightly-29627280"}
+    assert "skipIfUnchangedSince" not in spec, "somebody wants it, whether anything has changed or not"
 
 
 @pytest.mark.parametrize(

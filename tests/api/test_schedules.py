@@ -109,6 +109,7 @@ def the_end(slots: Slots) -> dict[str, Any]:
     return {
         "observedGeneration": 2,
         "timetable": f"{slots.daily} in Etc/UTC",
+        "lastSuccessfulRun": slots.run(0),
         "numActive": 0,
         "active": [],
         "conditions": conditions,
@@ -216,6 +217,42 @@ async def test_forbid(world: World) -> None:
         await until_schedule(world, lambda status: active(status) == [])
     assert sorted(world.feed.runs) == []
     assert (await told(world))[-1] == "SlotSkipped"
+
+
+async def test_what_runs_begin_with(world: World) -> None:
+    """The first with nothing, the second with the first, and one that somebody wants with the second, whether anything has changed or
+    not; though the first is not kept."""
+    slots = Slots()
+    manifest = make_schedule(
+        suspend=True, startFrom="LastSuccessful", skipIfUnchanged=True, successfulRunsHistoryLimit=0
+    )
+    async with operating(world) as operator, world.simulated():
+        slots.set_clock(operator)
+        await apply_schedule(world, manifest)
+        slots.come(0)
+        await change_schedule(world, suspend=False)
+        first, second = slots.run(0), slots.run(1)
+        begins = [await made_as(world, first)]
+        await until_schedule(world, lambda status: status.get("lastSuccessfulRun") == first)
+        await world.until_so(lambda: first not in world.feed.runs, lambda: world.feed.runs)
+        slots.come(1)
+        await look(world)
+        begins.append(await made_as(world, second))
+        await until_schedule(world, lambda status: status.get("lastSuccessfulRun") == second)
+        wanted = await trigger(world.api, NAME, namespace=world.namespace)
+        begins.append(await made_as(world, wanted))
+    assert begins == [
+        {},
+        {"startFrom": {"run": first}, "skipIfUnchangedSince": first},
+        {"startFrom": {"run": second}},
+    ]
+
+
+async def made_as(world: World, run: str) -> dict[str, Any]:
+    """What a run has that the schedule says of it, once it is there."""
+    await world.until_so(lambda: run in world.feed.runs, lambda: world.feed.runs)
+    spec = world.feed.runs[run]["spec"]
+    return {key: spec[key] for key in ("startFrom", "skipIfUnchangedSince") if key in spec}
 
 
 async def test_trigger_history_and_columns(world: World) -> None:

@@ -11,7 +11,8 @@ class StartingArtifact(ApiModel):
 
 
 class StartFrom(ApiModel):
-    """Exactly one of them."""
+    """A run, a channel, or an artifact. With both run and channel it is the channel's student; the run's where nothing was promoted there
+    yet, or only students of another `spec.student`."""
 
     run: Name | None = None
     """Name of a run in the same namespace and store: its newest student, and its pools, so that round 1 goes over what is new in the
@@ -23,7 +24,7 @@ class StartFrom(ApiModel):
 
     rules = (
         Rule(
-            "(has(self.run) ? 1 : 0) + (has(self.channel) ? 1 : 0) + (has(self.artifact) ? 1 : 0) == 1",
-            "set exactly one of run, channel and artifact",
+            "has(self.artifact) != (has(self.run) || has(self.channel))",
+            "set run, channel or both; or artifact alone",
         ),
     )

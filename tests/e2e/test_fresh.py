@@ -91,7 +91,8 @@ def test_a_run_that_starts_from_another_learns_what_is_new(finished: Path, store
         "neither data nor recipe have changed since run next, whose student this is",
     )
     # And stands for it in turn.
-    assert phases(run(tmp_path, "idler", store, skipIfUnchangedSince="idle")) == {"preflight": "Succeeded"}
+    idler = run(tmp_path, "idler", store, skipIfUnchangedSince="idle", promotion=PROMOTION)
+    assert phases(idler) == {"preflight": "Succeeded"}
 
     # Deleted and applied again it costs nothing, and moves nothing.
     shutil.rmtree(tmp_path / "next")

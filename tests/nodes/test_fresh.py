@@ -145,7 +145,7 @@ def must_have_begun_from_scratch(first: dict[str, Any]) -> None:
 
 def must_have_learned_what_is_new(first: dict[str, Any], second: dict[str, Any], *, num_new: int) -> None:
     """And asked the teacher for nothing else."""
-    assert second["spec"]["startFrom"] == {"channel": "stable"}
+    assert second["spec"]["startFrom"] == {"run": second["spec"]["skipIfUnchangedSince"], "channel": "stable"}
     started = {ref["name"]: ref["digest"] for ref in stage(second, "preflight")["artifacts"]}
     assert started["student"] == first["status"]["student"]["digest"]
     assert [each["name"] for each in stage(second, "pretrain")["phases"]] == ["evaluate"]

@@ -149,10 +149,10 @@ EXAMPLES = [
         manifest(promotion={"evaluation": "test", "guards": [{"evaluation": "test"}]}),
     ),
     Example(
-        "set exactly one of run, channel and artifact",
+        "set run, channel or both; or artifact alone",
         "spec.startFrom: ",
-        manifest(startFrom={"run": "before"}),
         manifest(startFrom={"run": "before", "channel": "stable"}),
+        manifest(startFrom={}),
     ),
     Example(
         "spec.startFrom.run is the run itself",

@@ -14,7 +14,16 @@ from comd_api.run import RunSpec, S3Options, Storage
 from comd_api.stage import StageConfig
 from comd_trainer.data.rows import Item, Turn, write_rows
 from comd_trainer.handover import look_back
-from comd_trainer.outcome import Facts, Outcome, content_digest, outcome_of, read_outcome, student_digest, write_outcome
+from comd_trainer.outcome import (
+    Facts,
+    Outcome,
+    Passed,
+    content_digest,
+    leave_outcome,
+    outcome_of,
+    read_outcome,
+    student_digest,
+)
 from comd_trainer.preflight.start import find_start, find_unchanged
 from comd_trainer.promotion.channels import move
 from comd_trainer.reuse import Entry
@@ -48,6 +57,8 @@ class Before:
             student=Entry.to(self.student),
             pools=Entry.to(self.pools),
             facts=Facts(content=CONTENT, student=student_digest(spec_of())),
+            passed=[Passed(stage="round-2", student=self.student.digest)],
+            finished=True,
         )
         self.leave(self.outcome)
 
@@ -61,7 +72,7 @@ class Before:
         )
 
     def leave(self, outcome: Outcome) -> None:
-        write_outcome(outcome, store=self.store, namespace="default", run="before")
+        leave_outcome(outcome, spec=spec_of(), store=self.store, namespace="default", run="before")
 
     def config(self, **changes: Any) -> StageConfig:
         spec = spec_of(**changes).replace(storage=Storage(uri=self.store.uri))
@@ -176,6 +187,9 @@ def test_nothing_has_changed(before: Before) -> None:
     assert before.unchanged().student == before.student
     assert before.unchanged("b" * 64) is None
     assert before.unchanged(since="nobody") is None
+    before.leave(before.outcome.replace(finished=False))
+    assert before.unchanged() is None, "a run that has failed, or is under way, stands for nothing"
+    before.leave(before.outcome)
     gone(before)
     assert before.unchanged() is None, "what is not there any more can't stand for anything"
 
@@ -203,7 +217,10 @@ FINGERPRINTS: dict[str, str] = {
     [
         ({"startFrom": {"run": "before"}}, True),
         ({"skipIfUnchangedSince": "before"}, True),
-        ({"promotion": {"evaluation": "held-out"}}, True),
+        ({"promotion": {"evaluation": "held-out"}}, False),
+        ({"rounds": {**manifest()["spec"]["rounds"], "earlyStop": {"evaluation": "held-out"}}}, False),
+        ({"startFrom": {"channel": "stable"}}, True),
+        ({"startFrom": {"artifact": {"uri": "file:///x", "digest": "sha256:" + "e" * 64}}}, False),
         ({"retry": {"limit": 9}, "reuse": "Never", "execution": "Phase"}, True),
         ({"trainer": {"image": "other", "numProcPerNode": 2}}, True),
         ({"storage": {"uri": "s3://bucket/other"}}, True),
@@ -228,19 +245,81 @@ def test_new_data_is_another_content(before: Before, source: str) -> None:
     assert content_digest(before.config(), changed) != content_digest(before.config(), FINGERPRINTS)
 
 
+def left(
+    before: Before, stage: str, *, given: dict[str, Artifact], stop: str | None = None, **made: Artifact
+) -> Outcome | None:
+    facts = before.outcome.facts
+    return outcome_of(stage, spec=spec_of(), made=made, given=given, facts=facts, stop=stop)  # type: ignore[arg-type]
+
+
 def test_what_a_stage_leaves(before: Before) -> None:
-    facts, tune, pools = before.outcome.facts, before.student, before.pools
+    tune, pools = before.student, before.pools
     teach = before.made("teach", "items.jsonl", lambda file: write_rows(file, items(2)))
 
-    def left(stage: str, given: Artifact | None = None, **made: Artifact) -> Any:
-        outcome = outcome_of(stage, made=made, pools=given, facts=facts)  # type: ignore[arg-type]
+    def pair(stage: str, given: dict[str, Artifact], **made: Artifact) -> Any:
+        outcome = left(before, stage, given=given, **made)  # type: ignore[arg-type]
         return None if outcome is None else (outcome.student.prefix, outcome.pools and outcome.pools.prefix)
 
-    assert left("pretrain", evaluate=teach) is None, "a stage that only evaluates"
-    assert left("pretrain", pretrain=tune) == (tune.prefix, None)
-    assert left("round-1", teach=teach, tune=tune) == (tune.prefix, teach.prefix), "the seed is all there is"
-    assert left("round-1", pools, teach=teach, tune=tune) == (tune.prefix, teach.prefix), (
-        "which has what came before, too"
+    assert pair("pretrain", {}, evaluate=teach) is None, "the student of the manifest"
+    assert pair("pretrain", {}, pretrain=tune) == (tune.prefix, None)
+    assert pair("pretrain", {"student": tune, "pools": pools}, evaluate=teach) == (tune.prefix, pools.prefix)
+    assert pair("round-1", {}, teach=teach, tune=tune) == (tune.prefix, teach.prefix), "the seed is all there is"
+    assert pair("round-1", {"pools": pools}, teach=teach, tune=tune) == (tune.prefix, teach.prefix), (
+        "with what came before"
     )
-    assert left("round-1", teach=teach, tune=tune, augment=pools) == (tune.prefix, pools.prefix)
-    assert left("round-3", pools, teach=teach, tune=tune) == (tune.prefix, pools.prefix), "the last round adds nothing"
+    assert pair("round-1", {}, teach=teach, tune=tune, augment=pools) == (tune.prefix, teach.prefix), (
+        "new items are taught next"
+    )
+    assert pair("round-2", {"pools": pools}, teach=teach, tune=tune) == (tune.prefix, pools.prefix)
+
+
+def test_when_no_round_follows(before: Before) -> None:
+    def finished(stage: str, stop: str | None = None) -> bool:
+        outcome = left(before, stage, given={}, stop=stop, tune=before.student)
+        assert outcome is not None
+        return outcome.finished
+
+    assert not finished("round-1")
+    assert finished("round-1", stop="too few hard items")
+    assert finished("round-2")
+
+
+def test_who_comes_late_changes_nothing(before: Before) -> None:
+    """A pod that was given up for lost ends its stage when the run is further on."""
+    other = before.made("pretrain", "model.safetensors", lambda file: file.write_text("other"))
+    first = left(before, "round-1", given={}, tune=other)
+    assert first is not None
+    before.leave(first)
+    second = outcome_of(
+        "round-2", spec=spec_of(), made={"tune": before.student}, given={}, facts=before.outcome.facts, before=first
+    )
+    assert second is not None
+    assert [each.stage for each in second.passed] == ["round-1", "round-2"]
+    before.leave(second)
+    before.leave(first)
+    assert read_outcome(before.store, namespace="default", run="before") == second
+    # A run that is begun anew and comes to something else is no late comer.
+    anew = left(before, "round-1", given={}, tune=before.student)
+    assert anew is not None
+    before.leave(anew)
+    assert read_outcome(before.store, namespace="default", run="before") == anew
+
+
+def test_a_channel_that_fits_and_one_that_does_not(before: Before) -> None:
+    both = {"channel": "stable", "run": "before"}
+    assert "run before" in before.find(startFrom=both).words, "nothing was promoted yet"
+    facts = before.outcome.facts
+    for student, words in ((facts.student, "channel stable"), ("0" * 64, "run before")):
+        before.store.delete("channels/stable.json")
+        move(
+            before.store,
+            "stable",
+            uri=before.student.uri,
+            digest=before.student.digest,
+            scores=[],
+            run="default/promoted",
+            outcome=before.outcome.replace(facts=facts.replace(student=student)),
+            reason="",
+            before=None,
+        )
+        assert words in before.find(startFrom=both).words

@@ -1,7 +1,7 @@
 """The pointer of a channel: moved by one at a time, never lost, and moved back by hand."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from comd_api.profile import resolve
 from comd_api.run import RunSpec, S3Options, Storage
 from comd_api.stage import StageConfig
 from comd_trainer.data.rows import write_rows
-from comd_trainer.outcome import Facts, Outcome, write_outcome
+from comd_trainer.outcome import Facts, Outcome, Passed, leave_outcome
 from comd_trainer.promotion import channels, command
 from comd_trainer.promotion.stage import promote
 from comd_trainer.reuse import Entry
@@ -41,13 +41,17 @@ class Runs:
             self.store, prefix=prefix, kind=kind, key="k", folder=out, meta=meta, cache_dir=self.root / "cache"
         )
 
-    def finish(self, run: str, right: str) -> Artifact:
-        """A run whose student answers so."""
+    def finish(self, run: str, right: str, *, before: Sequence[Passed] = (), **recipe: Any) -> Artifact:
+        """A run whose student answers so. recipe: of its evaluation."""
         student = self.made(run, "tune", "model.safetensors", lambda file: file.write_text(run))
         answers = asked(right, evaluation="held-out")
-        evaluation = self.made(run, "evaluate", "predictions.jsonl", lambda file: write_rows(file, answers))
-        outcome = Outcome(stage="round-1", student=Entry.to(student), evaluation=Entry.to(evaluation), facts=FACTS)
-        write_outcome(outcome, store=self.store, namespace="default", run=run)
+        evaluation = self.made(
+            run, "evaluate", "predictions.jsonl", lambda file: write_rows(file, answers), recipe=recipe
+        )
+        passed = [*before, Passed(stage="round-1", student=student.digest, evaluation=Entry.to(evaluation))]
+        outcome = Outcome(stage="round-1", student=Entry.to(student), facts=FACTS, passed=passed, finished=True)
+        spec = RunSpec.model_validate(manifest()["spec"])
+        leave_outcome(outcome, spec=spec, store=self.store, namespace="default", run=run)
         return student
 
     def promote(self, run: str, student: Artifact, **promotion: Any) -> tuple[Artifact, bool]:
@@ -221,6 +225,66 @@ def test_by_hand_to_nowhere(runs: Runs, to: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         runs.by_hand(to)
     assert runs.pointer.run == "default/one"
+
+
+SETS: dict[str, Any] = {"sets": [["held-out", "ExactMatch", "sha256:a"]]}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "compared"),
+    [
+        (SETS, SETS, True),
+        (SETS, {"sets": [["held-out", "ExactMatch", "sha256:b"]]}, False),
+        (SETS, {"sets": [["held-out", "MultipleChoice", "sha256:a"]]}, False),
+        (SETS, {**SETS, "decoding": {"maxNewTokens": 9}}, False),
+        (SETS, {"sets": [*SETS["sets"], ["other", "ExactMatch", "sha256:c"]], "images": "more"}, True),
+    ],
+)
+def test_both_must_have_been_asked_the_same_way(
+    runs: Runs, then: dict[str, Any], now: dict[str, Any], compared: bool
+) -> None:
+    first, better = runs.finish("one", "00000", **then), runs.finish("two", "11111", **now)
+    runs.promote("one", first)
+    made, _ = runs.promote("two", better)
+    assert made.meta["promoted"] == compared
+    assert (
+        compared
+        or "held-out was another one, or asked in another way, when the promoted student of run default/one"
+        in told(made)
+    )
+
+
+def test_what_a_run_has_asked_the_promoted_student_itself_counts_more(runs: Runs) -> None:
+    """The evaluation set has changed since, and the run has begun with that student."""
+    first = runs.finish("one", "11111", **SETS)
+    runs.promote("one", first)
+    now = {"sets": [["held-out", "ExactMatch", "sha256:b"]]}
+    answers = runs.made(
+        "two",
+        "again",
+        "predictions.jsonl",
+        lambda file: write_rows(file, asked("00000", evaluation="held-out")),
+        recipe=now,
+    )
+    began = Passed(
+        stage="pretrain", student=first.digest, evaluation=Entry(prefix=answers.prefix, digest=answers.digest)
+    )
+    better = runs.finish("two", "11111", before=[began], **now)
+    made, _ = runs.promote("two", better)
+    assert made.meta["promoted"] is True
+    assert "held-out 1.000 against 0.000" in told(made)
+
+
+def test_a_roll_back_needs_the_student_alone(runs: Runs) -> None:
+    first, better = runs.finish("one", "00000"), runs.finish("two", "11111")
+    runs.promote("one", first)
+    runs.promote("two", better)
+    (runs.root / "store" / "default/one/round-1/evaluate/k/manifest.json").unlink()
+    runs.by_hand("previous")
+    assert runs.pointer.digest == first.digest
+    (runs.root / "store" / "default/two/round-1/evaluate/k/manifest.json").unlink()
+    runs.by_hand("default/two")
+    assert (runs.pointer.digest, runs.pointer.scores) == (better.digest, [])
 
 
 def test_by_hand_to_what_is_gone(runs: Runs) -> None:

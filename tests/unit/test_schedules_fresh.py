@@ -36,11 +36,16 @@ PROMOTION = {"promotion": {"evaluation": "test", "channel": "best"}}
         ({"startFrom": "LastSuccessful", "skipIfUnchanged": True}, None, None, None),
         ({"startFrom": "LastSuccessful"}, "nightly-1", {"run": "nightly-1"}, None),
         ({"skipIfUnchanged": True}, "nightly-1", None, "nightly-1"),
-        ({"startFrom": "LastSuccessful", "template": PROMOTION}, "nightly-1", {"channel": "best"}, None),
+        (
+            {"startFrom": "LastSuccessful", "template": PROMOTION},
+            "nightly-1",
+            {"run": "nightly-1", "channel": "best"},
+            None,
+        ),
         (
             {"startFrom": "LastSuccessful", "skipIfUnchanged": True, "template": PROMOTION},
             "nightly-1",
-            {"channel": "best"},
+            {"run": "nightly-1", "channel": "best"},
             "nightly-1",
         ),
         ({"template": {"startFrom": {"channel": "x"}}}, "nightly-1", {"channel": "x"}, None),

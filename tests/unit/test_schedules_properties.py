@@ -88,7 +88,7 @@ class Interleavings(RuleBasedStateMachine):
         for name in new:
             slot = datetime.fromtimestamp(int(name.rpartition("-")[2]) * 60, UTC)
             assert times.until(slot) == slot, "it is a slot"
-            assert slot <= world.now, "not before its time"
+            assert slot <= self.seen, "not before its time"
             assert slot > self.changed or self.edited, "not of before the change"
             self.check_spec(world.specs[name], runs)
 
@@ -100,10 +100,8 @@ class Interleavings(RuleBasedStateMachine):
         fresh, promotion = spec.start_from == "LastSuccessful" and bool(known), spec.run_template.spec.promotion
         assert (begins is not None) == fresh
         assert (since is not None) == (spec.skip_if_unchanged and bool(known))
-        if begins is not None and promotion is not None:
-            assert begins == {"channel": promotion.channel}
-        begun = begins["run"] if begins is not None and promotion is None else None
-        for name in (begun, since):
+        assert (begins or {}).get("channel") == (promotion.channel if fresh and promotion is not None else None)
+        for name in ((begins or {}).get("run"), since):
             assert name is None or name in known
             assert name is None or world.succeeded[name] == max(world.succeeded[each] for each in known)
 
@@ -161,8 +159,13 @@ class Interleavings(RuleBasedStateMachine):
     @invariant()
     def history_limits_hold_after_a_look(self) -> None:
         spec, decision = self.world.schedule.spec, self.world.decide()
-        settled = from_text(decision.status.settled_time or "")
-        runs = [run for run in self.world.runs.values() if (slot_of(NAME, run.name) or settled) <= settled]
+        settled, pending = from_text(decision.status.settled_time or ""), decision.status.pending_slot
+        slots = {name: slot_of(NAME, name) or START for name in self.world.runs}
+        runs = [
+            run
+            for name, run in self.world.runs.items()
+            if slots[name] <= settled and (pending is None or slots[name] != from_text(pending))
+        ]
         gone = {run.name for run in decision.expire}
         for phase, limit in (
             ("Succeeded", spec.successful_runs_history_limit),

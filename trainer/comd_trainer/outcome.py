@@ -14,12 +14,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from comd_api.base import ApiModel
+from comd_api.base import ApiModel, Digest
+from comd_api.early_stop import Scored, early_stop_reason
 from comd_api.exit_codes import BadDataError
 from comd_api.run import RunSpec
 from comd_api.stage import StageConfig
-from comd_api.stages import phases_of, stage_names
-from comd_api.status import ArtifactRef, PhaseName, ShortText
+from comd_api.stages import phases_of, round_of, stage_names
+from comd_api.status import ArtifactRef, PhaseName, Score, ShortText
 from comd_trainer.phases import phase_module
 from comd_trainer.reuse import Entry, at_stage
 from comd_trainer.store.artifacts import Artifact, open_ref
@@ -37,17 +38,39 @@ class Facts(ApiModel):
     """Over what the manifest says of the student."""
 
 
+class Passed(ApiModel):
+    """A stage that is done."""
+
+    stage: ShortText
+    student: Digest
+    """Of what it ended with."""
+    evaluation: Entry | None = None
+    """The artifact `evaluate` of that student."""
+
+
 class Outcome(ApiModel):
     """Paths are relative, so that a store may be moved."""
 
     stage: ShortText
-    """The last one that has made a student."""
+    """The last one that is done."""
     student: Entry
     pools: Entry | None = None
-    """The artifact that has every item so far: in its `cache.jsonl` or, where the seed is all, its `items.jsonl`."""
-    evaluation: Entry | None = None
-    """The artifact `evaluate` of this student."""
+    """The artifact that has every item that the student was taught, and no other: in its `cache.jsonl` or, where the seed is all, its
+    `items.jsonl`."""
     facts: Facts
+    passed: Annotated[list[Passed], Field(max_length=40)]
+    """All stages up to this one."""
+    finished: bool
+    """Whether no round follows."""
+
+    @property
+    def evaluation(self) -> Entry | None:
+        """Of the student."""
+        return self.passed[-1].evaluation
+
+    def evaluation_of(self, student: Digest) -> Entry | None:
+        """What this run has asked a student that it had."""
+        return next((each.evaluation for each in self.passed if each.student == student and each.evaluation), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +86,8 @@ def outcome_path(namespace: str, run: str) -> str:
     return f"{namespace}/{run}/outcome.json"
 
 
-def read_outcome(store: Store, *, namespace: str, run: str) -> Outcome | None:
-    """None where no stage of the run has made a student.
+def read_outcome(store: Store, *, namespace: str, run: str, strict: bool = True) -> Outcome | None:
+    """None where no stage of the run has made a student; without `strict`, too, where what is there makes no sense.
 
     Raises:
         BadDataError: what is there does not parse.
@@ -75,31 +98,85 @@ def read_outcome(store: Store, *, namespace: str, run: str) -> Outcome | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
+        if not strict:
+            return None
         raise BadDataError(f"{store.uri_of(path)} does not parse ({error.errors()[0]['msg']})") from error
 
 
-def write_outcome(outcome: Outcome, *, store: Store, namespace: str, run: str) -> None:
-    store.write(outcome_path(namespace, run), json.dumps(outcome.to_wire(), indent=1).encode())
+def leave_outcome(outcome: Outcome, *, spec: RunSpec, store: Store, namespace: str, run: str) -> None:
+    """Replaces what the run has come to before, unless that is further on and went through this very stage: then somebody who was given up
+    for lost comes late. spec: of the run."""
+    path = outcome_path(namespace, run)
+    data = json.dumps(outcome.to_wire(), indent=1).encode()
+    there = _content(store, path)
+    while there != data and not _is_further(there, outcome, spec=spec):
+        there = store.swap(path, data, expected=there)
+
+
+def _content(store: Store, path: str) -> bytes | None:
+    try:
+        return store.read(path)
+    except FileNotFoundError:
+        return None
+
+
+def _is_further(there: bytes | None, outcome: Outcome, *, spec: RunSpec) -> bool:
+    if there is None:
+        return False
+    try:
+        other = Outcome.model_validate_json(there)
+    except ValidationError:
+        return False
+    names = stage_names(spec)
+    if other.facts != outcome.facts or other.stage not in names:
+        return False
+    return outcome.passed[-1] in other.passed[:-1] and names.index(other.stage) > names.index(outcome.stage)
 
 
 def outcome_of(
-    stage: str, *, made: Mapping[PhaseName, Artifact], pools: Artifact | None, facts: Facts
+    stage: str,
+    *,
+    spec: RunSpec,
+    made: Mapping[PhaseName, Artifact],
+    given: Mapping[str, Artifact],
+    facts: Facts,
+    before: Outcome | None = None,
+    stop: str | None = None,
 ) -> Outcome | None:
-    """What a stage leaves; None where it makes no student. pools: those that the stage was given. A round without `augment` adds nothing to
-    them, but round 1 brings the seed in."""
-    student = made.get("tune") or made.get("pretrain")
+    """What a stage leaves; None where there is no student of ours yet. given: what the stage was given, `student` and `pools`. stop: why no
+    round follows. What `augment` makes is no part of its pools: the next round would have taught it."""
+    student = made.get("tune") or made.get("pretrain") or given.get("student")
     if student is None:
         return None
-    first = made.get("teach") if stage == "round-1" else None
-    newest = made.get("augment") or first or pools
+    pools = (made.get("teach") if stage == "round-1" else None) or given.get("pools")
     evaluation = made.get("evaluate")
+    names = stage_names(spec)
+    earlier = [] if before is None or before.facts != facts else before.passed
+    passed = [each for each in earlier if each.stage in names and names.index(each.stage) < names.index(stage)]
+    entry = Entry.to(evaluation) if evaluation is not None else None
+    passed.append(Passed(stage=stage, student=student.digest, evaluation=entry))
     return Outcome(
         stage=stage,
         student=Entry.to(student),
-        pools=Entry.to(newest) if newest is not None else None,
-        evaluation=Entry.to(evaluation) if evaluation is not None else None,
+        pools=Entry.to(pools) if pools is not None else None,
         facts=facts,
+        passed=passed,
+        finished=stop is not None or round_of(stage) == spec.rounds.count,
     )
+
+
+def ends_early(outcome: Outcome, *, spec: RunSpec, store: Store, cache_dir: Path) -> bool:
+    """By `rounds.earlyStop`, as the operator will find when it reads the scores. Raises CorruptArtifactError when one is gone."""
+    if spec.rounds.early_stop is None:
+        return False
+    done = []
+    for each in outcome.passed:
+        scores: list[Score] = []
+        if each.evaluation is not None:
+            artifact = open_entry(each.evaluation, "evaluate", store=store, cache_dir=cache_dir)
+            scores = [Score.model_validate(score) for score in artifact.meta.get("scores", [])]
+        done.append(Scored(each.stage, scores))
+    return early_stop_reason(spec, done) is not None
 
 
 def open_entry(entry: Entry, name: str, *, store: Store, cache_dir: Path) -> Artifact:
@@ -125,10 +202,17 @@ def facts_of(config: StageConfig, *, fingerprints: Mapping[str, str], written: R
 
 
 def content_digest(config: StageConfig, fingerprints: Mapping[str, str]) -> str:
-    """SHA-256 (hex) over the recipes of all phases: everything that a run's artifacts depend on but the code. Where the run starts from is
-    no part of it, else no run that starts from another would ever be unchanged; nor is what changes cost and no content."""
+    """SHA-256 (hex) over the recipes of all phases and what decides how far they go: everything that a run comes to depends on but the
+    code. Which run it starts from is no part of it, else no run that starts from another would ever be unchanged; nor is what changes cost
+    and no content."""
+    start, promotion = config.spec.start_from, config.spec.promotion
     spec = config.spec.replace(start_from=None, promotion=None)
-    recipes: list[list[Any]] = []
+    early_stop = spec.rounds.early_stop
+    recipes: list[list[Any]] = [
+        ["earlyStop", early_stop and early_stop.to_wire()],
+        ["promotion", promotion and promotion.to_wire()],
+        ["start", start.artifact.digest if start is not None and start.artifact is not None else None],
+    ]
     for stage in stage_names(spec)[1:]:
         at = at_stage(config.replace(spec=spec), stage)
         recipes += [[stage, phase, phase_module(phase).recipe(at, fingerprints)] for phase in phases_of(spec, stage)]

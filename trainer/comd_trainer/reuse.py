@@ -202,8 +202,8 @@ class Finished(NamedTuple):
     told: ReusedStage
     made: Mapping[PhaseName, Artifact]
     """Its phases, in order."""
-    pools: Artifact | None
-    """Those that it was given."""
+    given: Mapping[str, Artifact]
+    """What it began with."""
 
 
 def at_stage(config: StageConfig, stage: str) -> StageConfig:
@@ -240,7 +240,7 @@ def finished_stages(
             made = _finished_phases(at, preflight, handed_over, store=store, cache_dir=cache_dir)
             if len(made) < len(at.phases):
                 break
-            found.append(Finished(account(made, at), made, handed_over.get("pools")))
+            found.append(Finished(account(made, at), made, dict(handed_over)))
         except TryAgainError:
             raise
         except (ComdError, ValidationError) as error:

@@ -17,7 +17,7 @@ from comd_api.stages import needs_no_gpu, phases_of
 from comd_api.status import Counts, ExitClass, PhaseName, PhaseTime
 from comd_trainer import launcher, metrics, reuse
 from comd_trainer.context import PreemptedError
-from comd_trainer.handover import Found, leave_outcome, look_back
+from comd_trainer.handover import Found, leave, look_back
 from comd_trainer.keys import phase_prefix
 from comd_trainer.phases import phase_module
 from comd_trainer.preflight import changed_sources, check, check_unchanged, pinned
@@ -181,8 +181,9 @@ class Supervisor:
         )
 
     def _leave_outcome(self, store: Store) -> None:
-        pools, preflight = self.artifacts.get("pools"), self.artifacts["preflight"]
-        leave_outcome(self.config, preflight, made=self._made(), pools=pools, store=store)
+        preflight = self.artifacts["preflight"]
+        given = {name: artifact for name, artifact in self.artifacts.items() if name in ("student", "pools")}
+        leave(self.config, preflight, made=self._made(), given=given, store=store, cache_dir=self.cache)
 
     def _find_or_run(self, phase: PhaseName, *, store: Store) -> tuple[Artifact, bool]:
         module = phase_module(phase)

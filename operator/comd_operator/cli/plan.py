@@ -109,7 +109,9 @@ def start_text(start: StartFrom) -> str:
     """`run nightly-1`."""
     if start.artifact is not None:
         return start.artifact.uri
-    return f"run {start.run}" if start.run is not None else f"channel {start.channel}"
+    return " or ".join(
+        f"{kind} {name}" for kind, name in (("channel", start.channel), ("run", start.run)) if name is not None
+    )
 
 
 def _carries_on(spec: RunSpec) -> bool:

@@ -75,11 +75,11 @@ def manual_manifest(schedule: DistillationSchedule, *, mark: str, last: str | No
 
 def start_of(spec: ScheduleSpec, *, last: str | None) -> StartFrom | None:
     """What the schedule's next run begins with; None where the template says. The student that was promoted last is the best one, also
-    after somebody has rolled back."""
+    after somebody has rolled back; the last run stands in where none of the template's students was."""
     if spec.start_from == "Scratch" or last is None:
         return None
     promotion = spec.run_template.spec.promotion
-    return StartFrom(channel=promotion.channel) if promotion is not None else StartFrom(run=last)
+    return StartFrom(run=last, channel=promotion.channel if promotion is not None else None)
 
 
 def spec_of(spec: ScheduleSpec, *, last: str | None, since: str | None) -> RunSpec:

@@ -158,12 +158,13 @@ def all_items(artifact: Artifact) -> list[Item]:
     return read_own_rows(artifact.path(CACHE_FILE if CACHE_FILE in artifact.files else "items.jsonl"), Item)
 
 
-def read_carried(ctx: PhaseContext) -> tuple[list[Item], dict[str, Any]]:
-    """The items of the run that this one starts from, without those whose image is not there any more and those that are evaluated on now,
-    and what to say of that."""
+def read_carried(ctx: PhaseContext, *, needs_answer: bool) -> tuple[list[Item], dict[str, Any]]:
+    """The items of the run that this one starts from, and what to say of that: without those whose image is not there any more, those that
+    are evaluated on now and, where a known answer is needed of each, those that have none."""
     items = all_items(ctx.artifacts["pools"])
     facts = image_facts(ctx, _images(items))
     usable = [item for item in items if item.image is None or facts[item.image].error is None]
+    usable = [item for item in usable if item.reference is not None or not needs_answer]
     report: dict[str, Any] = {"unusable": len(items) - len(usable)}
     if not ctx.spec.data.evaluation:
         return usable, report

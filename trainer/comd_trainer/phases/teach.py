@@ -17,7 +17,7 @@ def recipe(config: StageConfig, fingerprints: Mapping[str, str]) -> dict[str, An
     spec = config.spec
     seed = {**pool_recipe(spec, fingerprints, spec.data.seed.instructions), "targets": spec.data.seed.targets}
     if spec.start_from is not None:
-        seed["replayFraction"] = spec.rounds.replay_fraction
+        seed |= {"replayFraction": spec.rounds.replay_fraction, "answered": spec.assessor.type == "Reference"}
     return {
         "round": config.round,
         "images": fingerprints[spec.data.images],
@@ -62,7 +62,7 @@ def train_pool(ctx: PhaseContext, *, needs_answer: bool) -> tuple[list[Item], li
     seed, report = read_seed(ctx, needs_answer=needs_answer)
     if "pools" not in ctx.artifacts:
         return seed, None, {"seedPool": report}
-    earlier, dropped = read_carried(ctx)
+    earlier, dropped = read_carried(ctx, needs_answer=needs_answer or ctx.spec.assessor.type == "Reference")
     assert ctx.spec.rounds.replay_fraction is not None, "the supervisor resolves the spec"
     carried = carry(earlier, seed, replay_fraction=ctx.spec.rounds.replay_fraction, seed=ctx.spec.seed)
     numbers = {"new": carried.num_new, "replayed": carried.num_replayed, "earlier": len(earlier)}

@@ -27,7 +27,7 @@ from comd_trainer.preflight.named import (
     pinned,
 )
 from comd_trainer.preflight.rows import DataRows, check_known_answers, check_numbers, read_data
-from comd_trainer.preflight.start import Start, find_start
+from comd_trainer.preflight.start import Start, channel_sentence, find_start
 from comd_trainer.preflight.weights import Weights
 from comd_trainer.store.hashing import in_parallel
 from comd_trainer.store.listing import Listing
@@ -65,6 +65,11 @@ class Examination:
 
     def run(self) -> None:
         """Asks in the order of what depends on what."""
+        self.look()
+        self.weigh()
+
+    def look(self) -> None:
+        """At what the manifest names: content enough to say whether anything has changed."""
         run = self.checks.run
         self._look_at_storage()
         run("endpoints", self._endpoints)
@@ -73,6 +78,11 @@ class Examination:
         run("data", self._data, after=["storage"])
         run("images", self._images, after=["data"])
         run("overlap", self._overlap, after=["data"])
+
+    def weigh(self) -> None:
+        """Whether it suffices for what the rounds ask for."""
+        run = self.checks.run
+        run("channel", self._channel, after=["storage"])
         run("start", self._find_start, after=["storage", "data"])
         run("numbers", self._numbers, after=["data", "overlap", "start"])
         run("memory", self._memory, after=["models", "gpus"])
@@ -187,6 +197,14 @@ class Examination:
         self.shared = overlap.find_overlap(self.spec, self.rows, self.listings[IMAGES_FIELD])
         return "; ".join(summary.overlaps(self.shared)) or "no row is in an evaluation set too"
 
+    def _channel(self) -> str | None:
+        """What would keep a student from being promoted after all rounds."""
+        promotion = self.spec.promotion
+        if promotion is None:
+            return None
+        self._store.probe_swap(f"{self.config.namespace}/{self.config.run}/preflight")
+        return channel_sentence(self._store, promotion.channel)
+
     def _find_start(self) -> str | None:
         spec = self.config.spec
         self.start = find_start(
@@ -203,9 +221,13 @@ class Examination:
 
     def _numbers(self) -> str:
         left = self.overlap_left
-        if self.start is not None and BANK_FIELD in left:
-            left[BANK_FIELD] -= num_taken(self.rows.items[BANK_FIELD], self.start.items())
-        check_numbers(self.spec, bank_rows=left.get(BANK_FIELD), seed_rows=left[SEED_FIELD])
+        taken, more = 0, 0
+        if self.start is not None and self.start.pools is not None:
+            pool = self.start.items()
+            taken = num_taken(self.rows.items.get(BANK_FIELD, ()), pool)
+            more = len(pool) - num_taken(pool, self.rows.items[SEED_FIELD])
+        bank_rows = left[BANK_FIELD] - taken if BANK_FIELD in left else None
+        check_numbers(self.spec, bank_rows=bank_rows, seed_rows=left[SEED_FIELD] + more, taken=taken)
         return "the pools have what the rounds ask for"
 
     def _room(self) -> str:

@@ -224,8 +224,9 @@ def check_known_answers(spec: RunSpec, items: Sequence[Item], *, field: str) -> 
         )
 
 
-def check_numbers(spec: RunSpec, *, bank_rows: int | None, seed_rows: int) -> None:
-    """Whether the pools can give what the rounds ask for. Rows that evaluation sets hold too are not counted: they are left out.
+def check_numbers(spec: RunSpec, *, bank_rows: int | None, seed_rows: int, taken: int = 0) -> None:
+    """Whether the pools can give what the rounds ask for. Rows that evaluation sets hold too are not counted: they are left out. seed_rows:
+    with what the run starts from. taken: of the bank's rows, those that are in that already, which bank_rows does not count.
 
     Raises:
         UserError: the rounds draw more than the bank holds, or no round could reach `rounds.hardItemsFloor`.
@@ -242,7 +243,8 @@ def check_numbers(spec: RunSpec, *, bank_rows: int | None, seed_rows: int) -> No
             raise UserError(
                 f"spec.rounds asks for {drawn} items of spec.data.bank over {rounds.count} rounds "
                 f"(augmentation.hardItems {augmentation.hard_items} + easyItems {augmentation.easy_items} + assessment.freshItems {fresh} "
-                f"each), but the bank holds {bank_rows}; lower them or give a larger bank"
+                f"each), but the bank holds {bank_rows}{f' beside {taken} that the run starts from' if taken else ''}; "
+                "lower them or give a larger bank"
             )
     compared = min(rounds.assessment.sample_size, seed_rows) + fresh
     if competes(spec) and rounds.count > 1 and rounds.hard_items_floor > compared:

@@ -41,12 +41,17 @@ def check(config: StageConfig, *, store: Store, sources: Sources, cache: Path, s
         TryAgainError: the store or the hub is unreachable.
     """
     seen = Examination(config, store=store, sources=sources, work=scratch / "preflight", scratch_folder=scratch.parent)
-    seen.run()
+    seen.look()
+    if seen.checks.errors:
+        seen.weigh()  # All that is wrong is told at once.
     seen.checks.raise_any()
     fingerprints = take_fingerprints(list(named_sources(seen.spec)), sources, listings_by_source(seen.listings))
     written = _with_written(fingerprints, written=config.spec, read=seen.spec)
     facts = facts_of(config.replace(spec=seen.spec), fingerprints=written, written=config.spec)
     unchanged = find_unchanged(config, facts.content, store=store, cache_dir=cache)
+    if unchanged is None:
+        seen.weigh()
+        seen.checks.raise_any()
     report: dict[str, Any] = {
         "facts": facts.to_wire(),
         "start": seen.start.report() if seen.start is not None else {},

@@ -51,10 +51,16 @@ def find_start(spec: RunSpec, *, namespace: str, store: Store, cache_dir: Path) 
         return None
     if given.artifact is not None:
         return _of_artifact(given.artifact, store=store, cache_dir=cache_dir)
-    if given.run is not None:
-        return _of_run(spec, given.run, namespace=namespace, store=store, cache_dir=cache_dir)
-    assert given.channel is not None, "a rule of the contract"
-    return _of_channel(spec, given.channel, store=store, cache_dir=cache_dir)
+    if given.channel is not None and (given.run is None or _fits(spec, given.channel, store=store)):
+        return _of_channel(spec, given.channel, store=store, cache_dir=cache_dir)
+    assert given.run is not None, "a rule of the contract"
+    return _of_run(spec, given.run, namespace=namespace, store=store, cache_dir=cache_dir)
+
+
+def _fits(spec: RunSpec, channel: str, *, store: Store) -> bool:
+    """Whether the channel points to a student of this manifest."""
+    standing = _told(lambda: read_pointer(store, channel), field="spec.startFrom.channel")
+    return standing is not None and standing.pointer.outcome.facts.student == student_digest(spec)
 
 
 def _of_run(spec: RunSpec, run: str, *, namespace: str, store: Store, cache_dir: Path) -> Start:
@@ -123,6 +129,13 @@ def _told(look: Callable[[], Found], *, field: str) -> Found:
         raise UserError(f"{field}: {error}") from error
 
 
+def channel_sentence(store: Store, channel: str) -> str:
+    """Where `spec.promotion.channel` points. Errors: UserError when that makes no sense; TryAgainError."""
+    standing = _told(lambda: read_pointer(store, channel), field="spec.promotion.channel")
+    where = store.uri_of(pointer_path(channel))
+    return f"{where} points to run {standing.pointer.run}" if standing is not None else f"{where} is yet to be made"
+
+
 def find_unchanged(config: StageConfig, content: str, *, store: Store, cache_dir: Path) -> Opened | None:
     """What the run `spec.skipIfUnchangedSince` has come to, when that was of the same content and is still there."""
     since = config.spec.skip_if_unchanged_since
@@ -130,10 +143,10 @@ def find_unchanged(config: StageConfig, content: str, *, store: Store, cache_dir
         return None
     try:
         outcome = read_outcome(store, namespace=config.namespace, run=since)
-        if outcome is None or outcome.facts.content != content:
-            log.info(
-                "since run %s %s", since, "nothing is known of it" if outcome is None else "data or recipe changed"
-            )
+        if outcome is None or not outcome.finished or outcome.facts.content != content:
+            ended = outcome is not None and outcome.finished
+            words = "had other data or another recipe" if ended else "has not come to an end"
+            log.info("run %s, since which nothing may have changed, %s", since, words)
             return None
         return open_outcome(outcome, store=store, cache_dir=cache_dir)
     except TryAgainError:

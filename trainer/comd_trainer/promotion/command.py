@@ -10,9 +10,11 @@ from pydantic import Field
 from comd_api.base import FORMS, NAME_FORM, ApiModel, Name
 from comd_api.exit_codes import TryAgainError, UserError
 from comd_api.run import Storage
-from comd_trainer.outcome import Outcome, open_entry, open_outcome, outcome_path, read_outcome
+from comd_api.status import Score
+from comd_trainer.outcome import Outcome, open_entry, outcome_path, read_outcome
 from comd_trainer.promotion.channels import MovedError, Pointer, Standing, history, move, pointer_path, read_pointer
 from comd_trainer.promotion.stage import scores_of
+from comd_trainer.store.artifacts import CorruptArtifactError
 from comd_trainer.store.stores import Store, open_store
 
 PREVIOUS = "previous"
@@ -56,13 +58,11 @@ def listed(moves: Sequence[Pointer], *, where: str) -> list[str]:
 
 
 def _move(store: Store, channel: str, to: str, before: Standing | None, *, cache: Path) -> Pointer:
-    target, outcome, reason = _target(store, channel, to)
-    opened = open_outcome(outcome, store=store, cache_dir=cache)
-    if before is not None and before.pointer.digest == opened.student.digest:
+    target, outcome, scores, reason = _target(store, channel, to, cache=cache)
+    student = open_entry(outcome.student, "student", store=store, cache_dir=cache)
+    student.check_files()  # The rest of what the run has made may be gone.
+    if before is not None and before.pointer.digest == student.digest:
         return before.pointer
-    evaluation = outcome.evaluation
-    scores = scores_of(open_entry(evaluation, "evaluate", store=store, cache_dir=cache)) if evaluation else []
-    student = opened.student
     try:
         return move(
             store,
@@ -79,8 +79,8 @@ def _move(store: Store, channel: str, to: str, before: Standing | None, *, cache
         raise TryAgainError(f"{error}; look where it points now (comd promote without --to), and try again") from error
 
 
-def _target(store: Store, channel: str, to: str) -> tuple[str, Outcome, str]:
-    """Run, what it has come to, and the reason for the record."""
+def _target(store: Store, channel: str, to: str, *, cache: Path) -> tuple[str, Outcome, list[Score], str]:
+    """Run, what it has come to, its student's scores, and the reason for the record."""
     if "/" in to:
         namespace, _, run = to.partition("/")
         if not re.search(NAME_FORM, namespace) or not re.search(NAME_FORM, run):
@@ -89,7 +89,7 @@ def _target(store: Store, channel: str, to: str) -> tuple[str, Outcome, str]:
         if outcome is None:
             path = outcome_path(namespace, run)
             raise UserError(f"--to {to}: no round of such a run was finished in {store.uri} ({path} is not there)")
-        return to, outcome, "by comd promote"
+        return to, outcome, _scores(outcome, store=store, cache=cache), "by comd promote"
     moves = list(history(store, channel))
     if to == PREVIOUS:
         # Back from where it stands, also when it was brought there by going back before.
@@ -104,4 +104,14 @@ def _target(store: Store, channel: str, to: str) -> tuple[str, Outcome, str]:
                 "or NAMESPACE/RUN"
             )
         found = at
-    return found.run, found.outcome, f"back to {found.record} by comd promote"
+    return found.run, found.outcome, found.scores, f"back to {found.record} by comd promote"
+
+
+def _scores(outcome: Outcome, *, store: Store, cache: Path) -> list[Score]:
+    """None where the evaluation is gone."""
+    if outcome.evaluation is None:
+        return []
+    try:
+        return scores_of(open_entry(outcome.evaluation, "evaluate", store=store, cache_dir=cache))
+    except CorruptArtifactError:
+        return []

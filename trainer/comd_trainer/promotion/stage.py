@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from comd_api.exit_codes import TryAgainError, UserError
+from comd_api.promotion import Promotion
 from comd_api.stage import StageConfig
 from comd_api.status import Score
 from comd_trainer.data.rows import read_dicts
@@ -84,16 +85,14 @@ def _decide(
     assert promotion is not None, "the stage is there because of it"
     if before is not None and before.pointer.digest == student.digest:
         return _End(True, f"the channel points to this student already: {before.pointer.reason}")
+    by_hand = f"comd promote --to {config.namespace}/{config.run}"
     verdict = Verdict(True, "the first of this channel")
     if before is not None:
-        theirs = _predictions_of(before, store=store, cache=cache)
-        if theirs is None:
-            return _End(
-                False,
-                f"what the promoted student of run {before.pointer.run} has answered is gone, so that they can't be compared; "
-                f"comd promote --to {config.namespace}/{config.run} promotes without",
-            )
-        verdict = judge(promotion, candidate=_predictions(evaluation), promoted=theirs)
+        theirs = _evaluation_of(before, outcome, store=store, cache=cache)
+        words = _incomparable(promotion, ours=evaluation, theirs=theirs, run=before.pointer.run)
+        if words is not None or theirs is None:
+            return _End(False, f"{words}; {by_hand} promotes without a comparison")
+        verdict = judge(promotion, candidate=_predictions(evaluation), promoted=_predictions(theirs))
     if not verdict.better:
         return _End(False, verdict.message)
     try:
@@ -110,7 +109,7 @@ def _decide(
             now=now,
         )
     except MovedError as error:
-        return _End(False, f"{error}; comd promote --to {config.namespace}/{config.run} promotes without a comparison")
+        return _End(False, f"{error}; {by_hand} promotes without a comparison")
     return _End(True, verdict.message)
 
 
@@ -118,18 +117,35 @@ def scores_of(evaluation: Artifact) -> list[Score]:
     return [Score.model_validate(each) for each in evaluation.meta.get("scores", [])]
 
 
-def _predictions_of(standing: Standing, *, store: Store, cache: Path) -> list[Prediction] | None:
-    """None where they are gone."""
-    entry = standing.pointer.outcome.evaluation
+def _evaluation_of(standing: Standing, outcome: Outcome, *, store: Store, cache: Path) -> Artifact | None:
+    """What the promoted student has answered: to this run, where that began with it, else to the run that made it. None: it is gone."""
+    entry = outcome.evaluation_of(standing.pointer.digest) or standing.pointer.outcome.evaluation
     if entry is None:
         return None
     try:
-        return _predictions(open_entry(entry, "evaluate", store=store, cache_dir=cache))
+        return open_entry(entry, "evaluate", store=store, cache_dir=cache)
     except TryAgainError:
         raise
     except CorruptArtifactError as error:
         log.warning("%s", error)
         return None
+
+
+def _incomparable(promotion: Promotion, *, ours: Artifact, theirs: Artifact | None, run: str) -> str | None:
+    """Why the answers of both can't be compared, in a sentence."""
+    if theirs is None:
+        return f"what the promoted student of run {run} has answered is gone, so that they can't be compared"
+    for name in (promotion.evaluation, *(guard.evaluation for guard in promotion.guards)):
+        if asked_how(ours, name) != asked_how(theirs, name):
+            return f"evaluation {name} was another one, or asked in another way, when the promoted student of run {run} answered it"
+    return None
+
+
+def asked_how(evaluation: Artifact, name: str) -> list[object]:
+    """Rows, metric and decoding of one evaluation. Images are known by the rows that name them: their folder may have got more."""
+    recipe = evaluation.meta.get("recipe", {})
+    sets = [each for each in recipe.get("sets", []) if each[0] == name]
+    return [sets, recipe.get("decoding"), recipe.get("precision")]
 
 
 def _predictions(evaluation: Artifact) -> list[Prediction]:

@@ -83,6 +83,9 @@ class CountedStore:
         _moved("upload", len(data))
         return found
 
+    def probe_swap(self, prefix: str) -> None:
+        self._store.probe_swap(prefix)
+
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         with _transfer("upload"):
             self._store.upload(local, path, owned=owned, on_bytes=_counting("upload", on_bytes))

@@ -119,6 +119,21 @@ class FileStore:
             return data
         return found
 
+    def probe_swap(self, prefix: str) -> None:
+        path = probe_path(prefix)
+        made = [folder for folder in self.local_path(path).parents if not folder.exists()]
+        try:
+            if self.swap(path, PROBE, expected=None) != PROBE:
+                raise UserError(
+                    f"{self._field}: {self.uri_of(path)} does not read as it was written; use another folder"
+                )
+        finally:
+            self.delete(path)
+            self.delete(f"{prefix}/{_LOCK}")
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
+
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         def fill(temporary: Path) -> None:
             # A file that has other names already (or is a link) may be changed through those: it is copied.

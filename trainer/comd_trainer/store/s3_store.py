@@ -38,6 +38,8 @@ PART_BYTES = 8 << 20
 than 10,000 parts."""
 THREADS = 16
 LISTS_AT_ONCE = 8
+_NO_ETAG = f'"{"0" * 32}"'
+"""That no object has."""
 SWAP_ATTEMPTS = 5
 """Tries of a conditional put that is refused though the object reads as it should, and of a read of an object that seems damaged:
 another put is on its way."""
@@ -192,6 +194,19 @@ class S3Store:
             if found != expected or found == data:
                 return found
         raise TryAgainError(f"{self._field}: {self.uri_of(path)} is being written by others all the time")
+
+    def probe_swap(self, prefix: str) -> None:
+        path = probe_path(prefix)
+        try:
+            self.write(path, PROBE)
+            if self._put_over(path, PROBE, etag=_NO_ETAG):
+                raise UserError(
+                    f"{self._field} ({self._uri}): the service overwrites an object that was to be replaced only as it was (If-Match), so "
+                    "that two who promote at once would not be kept apart; use a service or a version with conditional writes, or leave "
+                    "spec.promotion out"
+                )
+        finally:
+            self.delete(path)
 
     def _put_over(self, path: str, data: bytes, *, etag: str | None) -> bool:
         """Puts an object in the place of the one with this ETag, or of none. False when that is not what is there any more."""

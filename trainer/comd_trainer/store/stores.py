@@ -107,6 +107,10 @@ class Store(Protocol):
         Errors: as for all methods; TryAgainError also when others are at it all the time."""
         ...
 
+    def probe_swap(self, prefix: str) -> None:
+        """Makes sure that `swap` keeps writers apart here, on a file below `prefix` that is gone afterwards. Errors: UserError."""
+        ...
+
     def upload(self, local: Path, path: str, *, owned: bool = False, on_bytes: OnBytes | None = None) -> None:
         """Whole or not at all. `owned`: the caller will not change `local` any more, so that a folder may link it
         instead of copying."""

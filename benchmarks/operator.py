@@ -44,7 +44,8 @@ def main() -> int:
         text = slots(quick=arguments.quick, repeat=arguments.repeat)
         print(text)
         if not arguments.quick:
-            arguments.out.write_text(arguments.out.read_text().partition(SECTION)[0] + text)
+            before = arguments.out.read_text().partition(SECTION)[0]
+            arguments.out.write_text(f"{before.rstrip()}\n\n{text}")
         return 0
     begun, busy = time.monotonic(), [os.getloadavg()[0]]
     figures = Figures(repeat=arguments.repeat, floor_workers=FLOOR_WORKERS)

@@ -50,6 +50,19 @@ def test_each_sees_what_was_there_when_it_was_not_as_expected(store: Store) -> N
     assert store.swap(PATH, b"four", expected=b"") == b"four"
 
 
+def test_whether_writers_are_kept_apart_is_found_out_without_a_trace(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("x/kept", b"")
+    store.probe_swap("x/preflight")
+    assert [file.path for file in store.list("")] == ["x/kept"]
+    for kind in (file_store.FileStore, s3_store.S3Store):
+        monkeypatch.setattr(kind, "_put_over", lambda *_, **__: True, raising=False)
+        monkeypatch.setattr(kind, "swap", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"If-Match|does not read as it was written"):
+        store.probe_swap("x/preflight")
+
+
 def test_what_was_done_already_is_a_success(store: Store) -> None:
     """The reply was lost, and whoever asks asks again."""
     store.write(PATH, b"old")

@@ -58,7 +58,7 @@ class Outcome(ApiModel):
     """The artifact that has every item that the student was taught, and no other: in its `cache.jsonl` or, where the seed is all, its
     `items.jsonl`."""
     facts: Facts
-    passed: Annotated[list[Passed], Field(max_length=40)]
+    passed: Annotated[list[Passed], Field(min_length=1, max_length=40)]
     """All stages up to this one."""
     finished: bool
     """Whether no round follows."""
@@ -109,8 +109,8 @@ def leave_outcome(outcome: Outcome, *, spec: RunSpec, store: Store, namespace: s
     path = outcome_path(namespace, run)
     data = json.dumps(outcome.to_wire(), indent=1).encode()
     there = _content(store, path)
-    while there != data and not _is_further(there, outcome, spec=spec):
-        there = store.swap(path, data, expected=there)
+    if there != data and not _is_further(there, outcome, spec=spec):
+        store.write(path, data)
 
 
 def _content(store: Store, path: str) -> bytes | None:

@@ -95,7 +95,7 @@ def test_a_run_by_name(before: Before) -> None:
     assert before.find() is None
     start = before.find(startFrom={"run": "before"})
     assert (start.student, start.pools) == (before.student, before.pools)
-    assert [each.id for each in start.items()] == ["seed/0", "seed/1", "seed/2"]
+    assert [each.id for each in start.items] == ["seed/0", "seed/1", "seed/2"]
     assert "run before (round-2)" in start.words
 
 
@@ -108,7 +108,7 @@ def test_a_store_may_have_been_moved(before: Before) -> None:
 def test_a_student_alone(before: Before) -> None:
     given = {"uri": before.student.uri, "digest": before.student.digest}
     start = before.find(startFrom={"artifact": given})
-    assert (start.student, start.pools, start.items()) == (before.student, None, [])
+    assert (start.student, start.pools, start.items) == (before.student, None, [])
     assert before.find(startFrom={"artifact": given | {"uri": given["uri"] + "/"}}).student == before.student
 
 
@@ -146,6 +146,17 @@ def nonsense(before: Before) -> dict[str, Any]:
     return {"run": "before"}
 
 
+def of_another_phase(before: Before) -> dict[str, Any]:
+    before.leave(before.outcome.replace(student=before.outcome.pools))
+    return {"run": "before"}
+
+
+def hurt(before: Before) -> dict[str, Any]:
+    file = before.root / "store" / before.pools.stored_path("cache.jsonl")
+    file.write_text(file.read_text().replace("seed", "sead"))
+    return {"run": "before"}
+
+
 WRONG: dict[str, tuple[Callable[[Before], dict[str, Any]], str]] = {
     "no such run": (
         lambda _: {"run": "nobody"},
@@ -153,6 +164,11 @@ WRONG: dict[str, tuple[Callable[[Before], dict[str, Any]], str]] = {
     ),
     "its files are gone": (gone, r"spec.startFrom.run: artifact .* lacks its file 'model.safetensors'"),
     "its outcome makes no sense": (nonsense, r"spec.startFrom.run: .*outcome.json does not parse"),
+    "it is no student": (
+        of_another_phase,
+        r"spec.startFrom.run: .* was made by the phase augment, not by pretrain or tune",
+    ),
+    "its pools are damaged": (hurt, r"spec.startFrom.run: artifact .* the file 'cache.jsonl' is damaged"),
     "another digest": (
         lambda before: {"artifact": {"uri": before.student.uri, "digest": OTHER}},
         r"spec.startFrom.artifact: .* was changed: its digest is sha256:",

@@ -163,6 +163,46 @@ def test_of_many_that_promote_at_once_all_but_one_are_told(runs: Runs) -> None:
         assert end.meta["promoted"] or "moved by somebody else" in told(end) or "nothing was gained" in told(end)
 
 
+def test_rolled_back_before_the_run_could_say_what_it_has_done(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, better = runs.finish("one", "00000"), runs.finish("two", "11111")
+    runs.promote("one", first)
+    with monkeypatch.context() as patch:
+        patch.setattr("comd_trainer.promotion.stage.publish", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            runs.promote("two", better)
+    runs.by_hand("previous")
+    made, _ = runs.promote("two", better)
+    assert (made.meta["promoted"], runs.pointer.digest) == (False, first.digest)
+    assert "it was promoted before, and somebody has moved the channel since" in told(made)
+
+
+def edit(runs: Runs, path: str, **changes: Any) -> None:
+    wire = json.loads(runs.store.read(path))
+    runs.store.write(path, json.dumps({**wire, **changes}).encode())
+
+
+def test_a_history_that_makes_no_sense_ends(runs: Runs) -> None:
+    for name, right in (("one", "000000"), ("two", "111110"), ("three", "111111")):
+        runs.promote(name, runs.finish(name, right), confidence=0.5)
+    newest, middle, _ = channels.history(runs.store, "stable")
+    edit(runs, channels.record_path("stable", middle.record), previous=newest.record)
+    assert len(runs.by_hand().splitlines()) == 3, "a circle is gone round once"
+    runs.store.write(channels.record_path("stable", middle.record), b"{}")
+    assert "does not parse (uri: Field required)" in runs.by_hand().splitlines()[-1]
+    edit(runs, "channels/stable.json", previous="../../x")
+    with pytest.raises(BadDataError, match=r"does not parse .previous: "):
+        runs.by_hand()
+    edit(runs, "channels/stable.json", previous=None, digest="sha256:" + "e" * 64)
+    with pytest.raises(BadDataError, match=r"digest is not that of outcome\.student"):
+        runs.by_hand()
+
+
+def test_by_hand_in_no_store(runs: Runs) -> None:
+    nowhere = command.Request(storage=Storage(uri=(runs.root / "nowhere").as_uri()), channel="stable")
+    with pytest.raises(UserError, match=r"--storage file://.*/nowhere: there is no such folder"):
+        command.promote_by_hand(nowhere)
+
+
 def test_what_can_t_be_compared_is_not_promoted(runs: Runs) -> None:
     first, better = runs.finish("one", "00000"), runs.finish("two", "11111")
     runs.promote("one", first)
@@ -190,6 +230,7 @@ def test_the_run_s_own_outcome_is_of_its_student(runs: Runs) -> None:
 
 
 def test_by_hand(runs: Runs) -> None:
+    runs.store.write("inputs", b"")
     assert "is not there: nothing was promoted yet" in runs.by_hand()
     for name in ("one", "two"):
         runs.finish(name, "1")

@@ -26,6 +26,8 @@ from comd_trainer.reuse import Entry, at_stage
 from comd_trainer.store.artifacts import Artifact, open_ref
 from comd_trainer.store.stores import Store
 
+STUDENT_KINDS, POOL_KINDS = ("pretrain", "tune"), ("augment", "teach")
+"""Phases whose artifacts are students, and pools."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -100,7 +102,14 @@ def read_outcome(store: Store, *, namespace: str, run: str, strict: bool = True)
     except ValidationError as error:
         if not strict:
             return None
-        raise BadDataError(f"{store.uri_of(path)} does not parse ({error.errors()[0]['msg']})") from error
+        raise BadDataError(f"{store.uri_of(path)} does not parse ({what_is_wrong(error)})") from error
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """`outcome.passed: Field required`."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
 
 
 def leave_outcome(outcome: Outcome, *, spec: RunSpec, store: Store, namespace: str, run: str) -> None:
@@ -188,12 +197,20 @@ def open_entry(entry: Entry, name: str, *, store: Store, cache_dir: Path) -> Art
 def open_outcome(outcome: Outcome, *, store: Store, cache_dir: Path) -> Opened:
     """Raises CorruptArtifactError when an artifact, or a file of one, is not there any more."""
     student = open_entry(outcome.student, "student", store=store, cache_dir=cache_dir)
-    student.check_files()
+    _check(student, kinds=STUDENT_KINDS)
     pools = None
     if outcome.pools is not None:
         pools = open_entry(outcome.pools, "pools", store=store, cache_dir=cache_dir)
-        pools.check_files()
+        _check(pools, kinds=POOL_KINDS)
     return Opened(outcome=outcome, student=student, pools=pools)
+
+
+def _check(artifact: Artifact, *, kinds: tuple[str, ...]) -> None:
+    if artifact.manifest.kind not in kinds:
+        raise BadDataError(
+            f"{artifact.uri} was made by the phase {artifact.manifest.kind}, not by {' or '.join(kinds)}"
+        )
+    artifact.check_files()
 
 
 def facts_of(config: StageConfig, *, fingerprints: Mapping[str, str], written: RunSpec) -> Facts:

@@ -1,11 +1,13 @@
 """`comd promote`: where a channel points, and pointing it elsewhere. The trainer does it, who alone knows stores."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from comd_api.base import FORMS, NAME_FORM
 from comd_api.exit_codes import UserError
 from comd_api.run import DistillationRun, RunSpec, Storage
 from comd_operator.cli.storage import choose_storage
@@ -33,6 +35,8 @@ def promote_command(
     spec, chosen = _place(file, storage)
     if channel is None:
         channel = spec.promotion.channel if spec is not None and spec.promotion is not None else DEFAULT_CHANNEL
+    if not re.fullmatch(NAME_FORM, channel):
+        raise UserError(f"--channel {channel!r}: right would be {FORMS[NAME_FORM]}")
     asked = {"storage": chosen.to_wire(), "channel": channel} | ({"to": to} if to is not None else {})
     return subprocess.run([*command], input=json.dumps(asked), text=True, check=False).returncode
 

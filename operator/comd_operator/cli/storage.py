@@ -13,6 +13,8 @@ def choose_storage(spec: RunSpec | None, option: str | None, *, default: Path) -
     """The storage that a run uses on this machine. `option` as the user typed it; without one the folder `default`."""
     if option is None:
         return Storage(uri=folder_uri(default))
+    if not option:
+        raise UserError(f"--storage is empty; right would be {FORMS[STORE_FORM]}; or a folder, or manifest")
     if option == "manifest":
         if spec is None or spec.storage is None:
             raise UserError("--storage manifest: the manifest has no spec.storage; set it, or name a store here")

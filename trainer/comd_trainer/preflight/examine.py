@@ -215,7 +215,7 @@ class Examination:
         if self.start.pools is None:
             return f"begins with the student of {self.start.words}"
         seed = self.rows.items[SEED_FIELD]
-        new = num_new(self.start.items(), seed)
+        new = num_new(self.start.items, seed)
         rest = f"{new:,} of {len(seed):,} seed rows are new to it" if new else "no seed row is new to it"
         return f"begins with the student of {self.start.words}; {rest}"
 
@@ -223,8 +223,9 @@ class Examination:
         left = self.overlap_left
         taken, more = 0, 0
         if self.start is not None and self.start.pools is not None:
-            pool = self.start.items()
-            taken = num_taken(self.rows.items.get(BANK_FIELD, ()), pool)
+            pool = self.start.items
+            shared = self.shared[BANK_FIELD].ids if BANK_FIELD in self.shared else frozenset()
+            taken = num_taken([row for row in self.rows.items.get(BANK_FIELD, ()) if row.id not in shared], pool)
             more = len(pool) - num_taken(pool, self.rows.items[SEED_FIELD])
         bank_rows = left[BANK_FIELD] - taken if BANK_FIELD in left else None
         check_numbers(self.spec, bank_rows=bank_rows, seed_rows=left[SEED_FIELD] + more, taken=taken)

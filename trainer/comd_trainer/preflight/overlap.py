@@ -7,7 +7,7 @@ fewer are left out later than are counted here.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from comd_api.exit_codes import BadDataError
@@ -33,6 +33,8 @@ class FileOverlap:
     """Of these, the ones that share an image."""
     evaluation: dict[str, int]
     """Rows by name of the evaluation set; one that is in two counts in both."""
+    ids: frozenset[str] = frozenset()
+    """Of the rows."""
 
 
 def find_overlap(spec: RunSpec, rows: DataRows, listing: Listing) -> dict[str, FileOverlap]:
@@ -64,7 +66,9 @@ def find_overlap(spec: RunSpec, rows: DataRows, listing: Listing) -> dict[str, F
             counts.update(shown[images[item_id]] if overlap.kind == "image" else {set_of[overlap.evaluation]})
         if removed:
             num_images = sum(overlap.kind == "image" for overlap in removed.values())
-            found[field] = FileOverlap(rows=len(removed), images=num_images, evaluation=dict(sorted(counts.items())))
+            found[field] = FileOverlap(
+                rows=len(removed), images=num_images, evaluation=dict(sorted(counts.items())), ids=frozenset(removed)
+            )
     shared = [shown[known[pair.image]] for pair in rows.pairs if known[pair.image] in shown]
     if shared:
         counts = Counter(name for names in shared for name in names)
@@ -95,7 +99,10 @@ def identities(rows: DataRows, listing: Listing, sets: Mapping[str, tuple[Item, 
 
 
 def report(found: Mapping[str, FileOverlap]) -> dict[str, Any]:
-    return {field: asdict(overlap) for field, overlap in found.items()}
+    return {
+        field: {"rows": each.rows, "images": each.images, "evaluation": each.evaluation}
+        for field, each in found.items()
+    }
 
 
 def _size(listing: Listing, name: str) -> int | None:

@@ -1,5 +1,6 @@
 """Where a run starts from (`spec.startFrom`), and whether there is anything to do at all (`spec.skipIfUnchangedSince`)."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from comd_api.stage import StageConfig
 from comd_api.start import StartingArtifact
 from comd_api.status import ArtifactRef
 from comd_trainer.data.rows import Item
-from comd_trainer.outcome import Opened, Outcome, open_outcome, outcome_path, read_outcome, student_digest
+from comd_trainer.outcome import (
+    STUDENT_KINDS,
+    Opened,
+    Outcome,
+    open_outcome,
+    outcome_path,
+    read_outcome,
+    student_digest,
+)
 from comd_trainer.phases.inputs import all_items
 from comd_trainer.promotion.channels import pointer_path, read_pointer
 from comd_trainer.store.artifacts import Artifact, open_artifact, open_ref
@@ -20,7 +29,6 @@ from comd_trainer.store.stores import Store
 
 log = logging.getLogger(__name__)
 
-STUDENT_KINDS = ("pretrain", "tune")
 Found = TypeVar("Found")
 
 
@@ -32,15 +40,13 @@ class Start:
     """`run nightly-1 (round-4)`."""
     student: Artifact
     pools: Artifact | None
+    items: list[Item] = dataclasses.field(default_factory=list)
+    """What its pools hold; none where round 1 goes over the whole seed."""
 
     def report(self) -> dict[str, Any]:
         """For preflight's artifact: by it the later stages begin with the same, whatever the run or channel comes to meanwhile."""
         refs = {"student": self.student} | ({"pools": self.pools} if self.pools is not None else {})
         return {name: {"prefix": ref.prefix, "digest": ref.digest} for name, ref in refs.items()}
-
-    def items(self) -> list[Item]:
-        """What its pools hold; none where round 1 goes over the whole seed."""
-        return all_items(self.pools) if self.pools is not None else []
 
 
 def find_start(spec: RunSpec, *, namespace: str, store: Store, cache_dir: Path) -> Start | None:
@@ -73,7 +79,7 @@ def _of_run(spec: RunSpec, run: str, *, namespace: str, store: Store, cache_dir:
         )
     opened = _opened(outcome, field=field, store=store, cache_dir=cache_dir)
     _check_student(spec, outcome, words=f"run {run}", field=field)
-    return Start(words=f"run {run} ({outcome.stage})", student=opened.student, pools=opened.pools)
+    return _start(opened, words=f"run {run} ({outcome.stage})", field=field)
 
 
 def _of_channel(spec: RunSpec, channel: str, *, store: Store, cache_dir: Path) -> Start:
@@ -87,7 +93,7 @@ def _of_channel(spec: RunSpec, channel: str, *, store: Store, cache_dir: Path) -
     pointer, outcome = standing.pointer, standing.pointer.outcome
     opened = _opened(outcome, field=field, store=store, cache_dir=cache_dir)
     _check_student(spec, outcome, words=f"run {pointer.run}, to which channel {channel} points,", field=field)
-    return Start(words=f"channel {channel} (run {pointer.run})", student=opened.student, pools=opened.pools)
+    return _start(opened, words=f"channel {channel} (run {pointer.run})", field=field)
 
 
 def _of_artifact(given: StartingArtifact, *, store: Store, cache_dir: Path) -> Start:
@@ -105,6 +111,12 @@ def _of_artifact(given: StartingArtifact, *, store: Store, cache_dir: Path) -> S
         return artifact
 
     return Start(words=f"artifact {given.uri}", student=_told(look, field=field), pools=None)
+
+
+def _start(opened: Opened, *, words: str, field: str) -> Start:
+    pools = opened.pools
+    items = _told(lambda: all_items(pools), field=field) if pools is not None else []
+    return Start(words=words, student=opened.student, pools=pools, items=items)
 
 
 def _opened(outcome: Outcome, *, field: str, store: Store, cache_dir: Path) -> Opened:

@@ -5,17 +5,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from comd_api.base import ApiModel, Digest, Timestamp
-from comd_api.exit_codes import BadDataError, ComdError
+from comd_api.exit_codes import BadDataError, ComdError, UserError
 from comd_api.status import Score
-from comd_trainer.outcome import Outcome
+from comd_trainer.outcome import Outcome, what_is_wrong
 from comd_trainer.store.stores import Store
 
 CHANNELS = "channels"
+RecordName = Annotated[str, Field(pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$", max_length=25)]
 
 
 class Pointer(ApiModel):
@@ -32,12 +33,18 @@ class Pointer(ApiModel):
     """When the pointer was moved."""
     reason: str
     """Why, in a sentence."""
-    record: str
+    record: RecordName
     """Name of the record."""
-    previous: str | None = None
+    previous: RecordName | None = None
     """Name of the record of the move before; None for the first of a channel."""
     outcome: Outcome
     """What a run with `startFrom.channel` begins with, and the next student is compared with."""
+
+    @model_validator(mode="after")
+    def _of_one_student(self) -> Self:
+        if self.digest != self.outcome.student.digest:
+            raise ValueError("digest is not that of outcome.student")
+        return self
 
     def to_bytes(self) -> bytes:
         return (json.dumps(self.to_wire(), indent=1, sort_keys=True) + "\n").encode()
@@ -75,14 +82,16 @@ def _read(store: Store, path: str) -> Standing | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise BadDataError(f"{store.uri_of(path)} does not parse ({error.errors()[0]['msg']})") from error
+        raise BadDataError(f"{store.uri_of(path)} does not parse ({what_is_wrong(error)})") from error
 
 
 def history(store: Store, channel: str) -> Iterator[Pointer]:
-    """Where the pointer has stood, the newest first. It ends where a record was deleted."""
-    found = read_pointer(store, channel)
-    while found is not None:
+    """Where the pointer has stood, the newest first. It ends where a record was deleted, or names one that came later. Errors: BadDataError
+    at one that does not parse."""
+    found, seen = read_pointer(store, channel), set[str]()
+    while found is not None and found.pointer.record not in seen:
         yield found.pointer
+        seen.add(found.pointer.record)
         previous = found.pointer.previous
         found = _read(store, record_path(channel, previous)) if previous is not None else None
 
@@ -122,7 +131,12 @@ def move(
     )
     path = record_path(channel, pointer.record)
     store.write(path, pointer.to_bytes())
-    raw = store.swap(pointer_path(channel), pointer.to_bytes(), expected=before.raw if before is not None else None)
+    expected = before.raw if before is not None else None
+    try:
+        raw = store.swap(pointer_path(channel), pointer.to_bytes(), expected=expected)
+    except UserError:
+        store.delete(path)  # After any other error the pointer may have been moved.
+        raise
     if raw != pointer.to_bytes():
         store.delete(path)
         raise MovedError(_moved(store.uri_of(pointer_path(channel)), before, raw))

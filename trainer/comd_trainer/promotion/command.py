@@ -2,17 +2,27 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from pydantic import Field
 
 from comd_api.base import FORMS, NAME_FORM, ApiModel, Name
-from comd_api.exit_codes import TryAgainError, UserError
+from comd_api.exit_codes import BadDataError, TryAgainError, UserError
 from comd_api.run import Storage
 from comd_api.status import Score
 from comd_trainer.outcome import Outcome, open_entry, outcome_path, read_outcome
-from comd_trainer.promotion.channels import MovedError, Pointer, Standing, history, move, pointer_path, read_pointer
+from comd_trainer.promotion.channels import (
+    CHANNELS,
+    MovedError,
+    Pointer,
+    Standing,
+    history,
+    move,
+    pointer_path,
+    read_pointer,
+)
 from comd_trainer.promotion.stage import scores_of
 from comd_trainer.store.artifacts import CorruptArtifactError
 from comd_trainer.store.stores import Store, open_store
@@ -37,8 +47,11 @@ def promote_by_hand(request: Request) -> list[str]:
         TryAgainError: the store is away, or somebody else has moved the pointer meanwhile.
     """
     store = open_store(request.storage.uri, request.storage.s3, field="--storage")
+    local = store.local_path(CHANNELS)
+    if local is not None and not local.parent.is_dir():
+        raise UserError(f"--storage {store.uri}: there is no such folder")
     if request.to is None:
-        return listed(list(history(store, request.channel)), where=store.uri_of(pointer_path(request.channel)))
+        return listed(history(store, request.channel), where=store.uri_of(pointer_path(request.channel)))
     before = read_pointer(store, request.channel)
     with tempfile.TemporaryDirectory(prefix="comd-promote-") as folder:
         pointer = _move(store, request.channel, request.to, before, cache=Path(folder))
@@ -47,13 +60,16 @@ def promote_by_hand(request: Request) -> list[str]:
     return [f"{store.uri_of(pointer_path(request.channel))} points to {pointer.run} now: {pointer.uri}"]
 
 
-def listed(moves: Sequence[Pointer], *, where: str) -> list[str]:
-    """The newest first; the record's name is what `--to` takes."""
-    if not moves:
+def listed(moves: Iterator[Pointer], *, where: str) -> list[str]:
+    """The newest first; the record's name is what `--to` takes. Errors: BadDataError when the pointer itself does not parse."""
+    newest = next(moves, None)
+    if newest is None:
         return [f"{where} is not there: nothing was promoted yet"]
-    lines = [f"{where} points to {moves[0].uri}"]
-    for number, each in enumerate(moves):
-        lines.append(f"{'*' if number == 0 else ' '} {each.record}  {each.run}  {each.reason}")
+    lines = [f"{where} points to {newest.uri}", f"* {newest.record}  {newest.run}  {newest.reason}"]
+    try:
+        lines += [f"  {each.record}  {each.run}  {each.reason}" for each in moves]
+    except BadDataError as error:
+        lines.append(f"  {error}")
     return lines
 
 
@@ -83,19 +99,20 @@ def _target(store: Store, channel: str, to: str, *, cache: Path) -> tuple[str, O
     """Run, what it has come to, its student's scores, and the reason for the record."""
     if "/" in to:
         namespace, _, run = to.partition("/")
-        if not re.search(NAME_FORM, namespace) or not re.search(NAME_FORM, run):
-            raise UserError(f"--to {to}: write NAMESPACE/RUN, each of {FORMS[NAME_FORM]}")
+        if not re.fullmatch(NAME_FORM, namespace) or not re.fullmatch(NAME_FORM, run):
+            raise UserError(f"--to {to!r}: write NAMESPACE/RUN, each of {FORMS[NAME_FORM]}")
         outcome = read_outcome(store, namespace=namespace, run=run)
         if outcome is None:
             path = outcome_path(namespace, run)
             raise UserError(f"--to {to}: no round of such a run was finished in {store.uri} ({path} is not there)")
         return to, outcome, _scores(outcome, store=store, cache=cache), "by comd promote"
-    moves = list(history(store, channel))
+    moves = history(store, channel)
     if to == PREVIOUS:
         # Back from where it stands, also when it was brought there by going back before.
-        if len(moves) < 2:
+        before = list(islice(moves, 2))[1:]
+        if not before:
             raise UserError(f"--to previous: {store.uri_of(pointer_path(channel))} has pointed nowhere else before")
-        found = moves[1]
+        found = before[0]
     else:
         at = next((each for each in moves if each.record == to), None)
         if at is None:

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from comd_trainer.data.rows import read_dicts
 from comd_trainer.evaluation.scores import Prediction
 from comd_trainer.keys import phase_key, phase_prefix
 from comd_trainer.outcome import Outcome, open_entry, outcome_path, read_outcome
-from comd_trainer.promotion.channels import MovedError, Standing, move, pointer_path, read_pointer
+from comd_trainer.promotion.channels import MovedError, Standing, history, move, pointer_path, read_pointer
 from comd_trainer.promotion.compare import Verdict, judge
 from comd_trainer.store.artifacts import Artifact, CorruptArtifactError, open_artifact, publish
 from comd_trainer.store.stores import Store
@@ -23,6 +24,8 @@ from comd_trainer.store.stores import Store
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.jsonl"
+MANY = 50
+"""Moves of a channel that are looked back on."""
 
 
 class _End(NamedTuple):
@@ -83,9 +86,15 @@ def _decide(
 ) -> _End:
     promotion = config.spec.promotion
     assert promotion is not None, "the stage is there because of it"
+    own = f"{config.namespace}/{config.run}"
     if before is not None and before.pointer.digest == student.digest:
-        return _End(True, f"the channel points to this student already: {before.pointer.reason}")
-    by_hand = f"comd promote --to {config.namespace}/{config.run}"
+        again = "" if before.pointer.run == own else "the channel points to this student already: "
+        return _End(True, f"{again}{before.pointer.reason}")
+    if any(
+        (each.run, each.digest) == (own, student.digest) for each in islice(history(store, promotion.channel), MANY)
+    ):
+        return _End(False, "it was promoted before, and somebody has moved the channel since")
+    by_hand = f"comd promote --to {own}"
     verdict = Verdict(True, "the first of this channel")
     if before is not None:
         theirs = _evaluation_of(before, outcome, store=store, cache=cache)
@@ -102,7 +111,7 @@ def _decide(
             uri=student.uri,
             digest=student.digest,
             scores=scores_of(evaluation),
-            run=f"{config.namespace}/{config.run}",
+            run=own,
             outcome=outcome,
             reason=verdict.message,
             before=before,

@@ -59,7 +59,8 @@ async def test_pods_that_fail_before_their_trainer(world: World) -> None:
     starting = {"waiting": {"reason": "PodInitializing"}}
     async with operating(world), world.simulated(lambda _: Waits(reason="PodInitializing", message="")) as nodes:
         await world.until_job("tiny-preflight-a1")
-        (pod,) = await world.pods()
+        while not (pod := (await world.pods())[0])["status"].get("containerStatuses"):
+            await asyncio.sleep(0.05)  # Else the node's first word would come after this end.
         mesh = {"name": "mesh", "image": "x", "imageID": "x", "ready": False, "restartCount": 0}
         end = {"exitCode": 3, "reason": "Error", "startedAt": moment(), "finishedAt": moment()}
         ended = [{**mesh, "state": {"terminated": end}}]

@@ -56,6 +56,13 @@ class DeepSpeed(ApiModel):
     """What the ranks share: nothing (0), optimizer state (1), gradients too (2), parameters too (3)."""
 
 
+class Packing(ApiModel):
+    """Rows are joined end to end and attend to themselves alone, so that no padding is computed. Losses stay what they are."""
+
+    max_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = 4096
+    """Tokens of one forward pass on one rank, image tokens included; `microBatchSize` is not looked at. Memory depends on it."""
+
+
 class Training(ApiModel):
     """Numbers of every `tune` phase; precision, optimizer and sharding are those of `pretrain` as well."""
 
@@ -81,6 +88,8 @@ class Training(ApiModel):
     """Tokens of one row, image tokens included. A longer row loses the end of its answer; one without room for an answer is dropped."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Of the forward and backward pass. Master weights and optimizer state are fp32."""
+    packing: Packing | None = None
+    """Unset: rows of similar length are padded to the longest of their forward pass."""
     gradient_checkpointing: bool = False
     checkpoint_steps: Steps = 200
     """Steps between checkpoints; a retry loses no more than these."""
@@ -90,6 +99,10 @@ class Training(ApiModel):
         Rule(
             "self.batchSize % self.microBatchSize == 0",
             "batchSize must be a multiple of microBatchSize",
+        ),
+        Rule(
+            "!has(self.packing) || self.packing.maxTokens >= self.maxLength",
+            "packing.maxTokens must be at least maxLength, so that every row has a place",
         ),
     )
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from comd_api.recipe import Component, DeepSpeed, Training
+from comd_api.recipe import Component, DeepSpeed, Packing, Training
 from comd_api.run import S3Options
 from comd_trainer.context import PhaseContext, PreemptedError
 from comd_trainer.store.file_store import FileStore
@@ -36,13 +36,17 @@ class Case:
     steps: int = NUM_STEPS
     checkpoint_steps: int = 100
     checkpointing: bool = False
+    packing: int | None = None
+    """Tokens of a packed sequence."""
+    chunk_logits: int | None = None
+    """In place of `loss.CHUNK_LOGITS`."""
     trainable: tuple[Component, ...] = ("Projector", "LanguageModel")
     stop_rank: int = 0
     stop_at: int | None = None
     """The rank `stop_rank` is asked to stop before this step (from 0)."""
     kill_rank: int = 0
-    kill_at_image: int | None = None
-    """SIGKILL when the rank opens its n-th image: in the middle of a step."""
+    kill_at_step: int | None = None
+    """SIGKILL in the middle of this step (from 0), when its rows are there and the others wait for their number."""
     kill_at_write: int | None = None
     """SIGKILL at the rank's n-th write to the store: in the middle of a checkpoint."""
     model: str = "MLP/llava"
@@ -82,7 +86,7 @@ def weights(folder: Path, case: Case) -> bytes:
 
 def plain(case: Case, name: str) -> Case:
     """The same case with nothing going wrong, for another attempt or as what it should come to."""
-    return replace(case, name=name, stop_at=None, kill_at_image=None, kill_at_write=None)
+    return replace(case, name=name, stop_at=None, kill_at_step=None, kill_at_write=None)
 
 
 def rows() -> list[Any]:
@@ -125,6 +129,7 @@ def _rank(cases: list[Case], folder: str, meeting: str, rank: int, world_size: i
 
 
 def _run(case: Case, folder: Path, rank: int, world_size: int) -> None:
+    from comd_trainer.engine import loss
     from comd_trainer.engine.loop import Plan, train
     from comd_trainer.models.freeze import freeze
     from comd_trainer.models.save import save_model
@@ -147,6 +152,7 @@ def _run(case: Case, folder: Path, rank: int, world_size: int) -> None:
         local_rank=rank,
         world_size=world_size,
         stop_before=case.stop_at if rank == case.stop_rank else None,
+        kill_before=case.kill_at_step if rank == case.kill_rank else None,
     )
     training = Training(
         micro_batch_size=case.micro,
@@ -154,30 +160,23 @@ def _run(case: Case, folder: Path, rank: int, world_size: int) -> None:
         precision=case.precision,
         checkpoint_steps=case.checkpoint_steps,
         max_length=case.max_length,
+        packing=Packing(max_tokens=case.packing) if case.packing is not None else None,
         gradient_checkpointing=case.checkpointing,
         weight_decay=0.01,
         deepspeed=DeepSpeed(zero_stage=case.stage),
     )
+    loss.CHUNK_LOGITS = case.chunk_logits or 1 << 25
     loaded = load_tiny(folder / case.model)
     if case.poisoned:
         loaded.model.lm_head.weight.data[5] = float("nan")
     plan = Plan(training=training, learning_rate=1e-3, batch_size=BATCH_SIZE, epochs=1, max_steps=case.steps, seed=3)
-    opened = 0
-
-    def open_image(name: str) -> Any:
-        nonlocal opened
-        opened += 1
-        if case.kill_at_image is not None and rank == case.kill_rank and opened == case.kill_at_image:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return tiny_image(int(name))
-
     try:
         outcome = train(
             ctx,
             loaded=loaded,
             parameters=freeze(loaded.model, case.trainable, field="spec.training.trainable"),
             examples=rows(),
-            open_image=open_image,
+            open_image=lambda name: tiny_image(int(name)),
             plan=plan,
         )
     except PreemptedError as error:
@@ -218,8 +217,11 @@ class _Context(PhaseContext):
     """Is asked to stop before a step rather than by a file, so that a test can choose the moment."""
 
     stop_before: int | None = None
+    kill_before: int | None = None
     asked: list[int] = field(default_factory=list)
 
     def stop_asked(self) -> bool:
         self.asked.append(1)
+        if self.kill_before is not None and len(self.asked) > self.kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
         return self.stop_before is not None and len(self.asked) > self.stop_before

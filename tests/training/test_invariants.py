@@ -69,6 +69,19 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
             for micro in micros
         ]
         cases += [Case(name=f"checkpointing-{world_size}", stage=3, micro=4, checkpointing=True)]
+        # Sequences of two or three rows, unequal numbers of them on the ranks; then all rows in one.
+        cases += [
+            Case(
+                name=f"packed-{tokens}-zero{stage}-{world_size}", stage=stage, packing=tokens, checkpointing=stage == 2
+            )
+            for stage in STAGES
+            for tokens in (128, 2048)
+        ]
+        # Five positions at a time: a micro-batch predicts about fifty.
+        cases += [
+            Case(name=f"chunked-zero{stage}-{world_size}", stage=stage, chunk_logits=1500, checkpointing=stage == 1)
+            for stage in STAGES
+        ]
         assert run_ranks(cases, folder=folder, world_size=world_size) == [0] * world_size
         for case in cases:
             found[case.name] = {**result(folder, case), "weights": load(weights(folder, case))}
@@ -97,6 +110,24 @@ def test_every_spread_gives_the_losses_and_weights_of_plain_torch(
 def test_all_runs_count_the_same_tokens(runs: dict[str, dict[str, Any]]) -> None:
     assert len({run["tokens"] for run in runs.values()}) == 1
     assert all(run["dropped"] == {} for run in runs.values())
+
+
+def test_twenty_steps_are_one_curve_for_all_stages_and_numbers_of_ranks(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("curve")
+    (folder / "MLP").symlink_to(models / "MLP")
+    curves: dict[str, list[float]] = {}
+    for world_size in (1, 2, 4):
+        cases = [Case(name=f"zero{stage}-{world_size}", stage=stage, micro=2, steps=20) for stage in STAGES]
+        cases.append(Case(name=f"packed-{world_size}", stage=2, packing=128, steps=20))
+        assert run_ranks(cases, folder=folder, world_size=world_size) == [0] * world_size
+        curves |= {case.name: result(folder, case)["losses"] for case in cases}
+    first = curves["zero0-1"]
+    assert len(first) == 20
+    assert first[-1] < 0.9 * first[0]
+    for name, losses in curves.items():
+        np.testing.assert_allclose(losses, first, rtol=1e-4, err_msg=name)
 
 
 def test_dropout_draws_differ_by_rank() -> None:

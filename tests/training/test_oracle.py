@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comd_trainer.engine.batches import Collator, Example
-from comd_trainer.engine.loss import num_supervised, summed_loss
+from comd_trainer.engine.loss import num_supervised, plain_loss
 from comd_trainer.models.load import LoadedModel
 from tests.tiny import ask, load_tiny, tiny_image
 
@@ -61,5 +61,5 @@ def test_same_loss_as_trl(trainer: Any, models: Path) -> None:
     )
     assert int((batch["labels"] != -100).sum()) == num_supervised(ours.inputs)
     with torch.no_grad():
-        loss = summed_loss(loaded.model, ours.inputs, keeps_logits=True) / num_supervised(ours.inputs)
+        loss = plain_loss(loaded.model, ours.inputs) / num_supervised(ours.inputs)
     torch.testing.assert_close(loss, theirs, rtol=1e-5, atol=1e-6)

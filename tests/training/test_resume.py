@@ -52,7 +52,7 @@ def test_stopping_at_any_step_and_going_on_changes_nothing(folder: Path) -> None
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_kill_in_the_middle_of_training(folder: Path, stage: int) -> None:
-    killed = Case(name="killed", stage=stage, steps=STEPS, checkpoint_steps=2, kill_at_image=9, kill_rank=1)
+    killed = Case(name="killed", stage=stage, steps=STEPS, checkpoint_steps=2, kill_at_step=3, kill_rank=1)
     whole = plain(killed, "whole")
     assert run_ranks([whole], folder=folder, world_size=2) == [0, 0]
     codes = run_ranks([killed], folder=folder, world_size=2)

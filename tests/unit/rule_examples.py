@@ -191,6 +191,12 @@ EXAMPLES = [
         manifest(training={"batchSize": 14, "microBatchSize": 4}),
     ),
     Example(
+        "packing.maxTokens must be at least maxLength",
+        "spec.training.",
+        manifest(training={"packing": {"maxTokens": 2048}, "maxLength": 2048}),
+        manifest(training={"packing": {"maxTokens": 2047}, "maxLength": 2048}),
+    ),
+    Example(
         "set exactly one of value and valueFrom",
         "spec.trainer.env[0]: ",
         manifest(

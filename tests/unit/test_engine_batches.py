@@ -12,7 +12,7 @@ from comd_trainer.data.images import BadImageError
 from comd_trainer.data.rows import Answer, Item, Pair, Turn
 from comd_trainer.engine.batches import Collator, Example, RowError, check_share
 from comd_trainer.engine.examples import from_answers, from_pairs
-from comd_trainer.engine.loss import num_supervised, predicting_positions, summed_loss
+from comd_trainer.engine.loss import num_supervised, plain_loss, predicting_positions
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import IGNORED, encode_prompt
 from tests.tiny import NUM_PATCHES, ask, num_image_tokens, tiny_image, tiny_llava
@@ -129,8 +129,8 @@ def test_mixed_batches_pad_on_the_right_and_keep_images_in_order(llava: LoadedMo
         for name, fill in (("input_ids", llava.pad_token_id), ("attention_mask", 0), ("labels", IGNORED)):
             assert torch.equal(batch.inputs[name][index, :length], row[name][0])
             assert (batch.inputs[name][index, length:] == fill).all()
-    together = summed_loss(llava.model, batch.inputs, keeps_logits=True)
-    apart = sum(summed_loss(llava.model, row, keeps_logits=False) for row in single)
+    together = plain_loss(llava.model, batch.inputs)
+    apart = sum(plain_loss(llava.model, row) for row in single)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
@@ -148,7 +148,7 @@ def test_every_micro_batch_runs_the_vision_tower_and_blanks_count_for_nothing(
     batch = collator(llava)(rows)
     assert "pixel_values" in batch.inputs
     assert (batch.inputs["labels"][-1] == IGNORED).all()
-    loss = summed_loss(llava.model, batch.inputs, keeps_logits=True)
+    loss = plain_loss(llava.model, batch.inputs)
     if not batch.rows:
         assert num_supervised(batch.inputs) == 0
         assert float(loss) == 0.0

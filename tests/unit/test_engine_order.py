@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from comd_api.recipe import DeepSpeed, Training
 from comd_trainer.engine.deepspeed_config import deepspeed_config
-from comd_trainer.engine.order import Order, micro_batches
+from comd_trainer.engine.order import Order
 from comd_trainer.engine.schedule import learning_rate
 
 
@@ -45,19 +45,6 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 )
 def test_number_of_steps(epochs: float, max_steps: int | None, steps: int) -> None:
     assert Order(num_rows=20, batch_size=8, seed=0).num_steps(epochs=epochs, max_steps=max_steps) == steps
-
-
-@given(st.integers(0, 64), st.integers(1, 4), st.integers(1, 8))
-def test_ranks_share_a_batch_without_loss(size: int, world_size: int, micro: int) -> None:
-    batch = list(range(100, 100 + size))
-    num_micro = max(1, math.ceil(size / (world_size * micro)))
-    shares = [
-        micro_batches(batch, rank=rank, world_size=world_size, micro_batch_size=micro, num_micro=num_micro)
-        for rank in range(world_size)
-    ]
-    assert sorted(row for share in shares for part in share for row in part) == batch
-    assert all(len(share) == num_micro for share in shares)
-    assert all(len(part) <= micro for share in shares for part in share)
 
 
 def rates(scheduler: str, *, warmup_ratio: float = 0.2, min_ratio: float = 0.0) -> list[float]:

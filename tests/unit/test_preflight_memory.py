@@ -46,6 +46,7 @@ def measure(stage: int, precision: str, rank: int, world_size: int, folder: str)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from comd_trainer.engine.loop import Plan, start_engine
+    from comd_trainer.engine.loss import LossModel
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
@@ -66,7 +67,7 @@ def measure(stage: int, precision: str, rank: int, world_size: int, folder: str)
     chosen = training(stage=stage, precision=precision, batch_size=2 * MICRO * world_size)
     engine = start_engine(
         SimpleNamespace(world_size=world_size, rank=rank),  # type: ignore[arg-type]
-        SimpleNamespace(model=model),  # type: ignore[arg-type]
+        LossModel(model, chunked=True),
         learns,
         Plan(training=chosen, learning_rate=1e-3, batch_size=chosen.batch_size, epochs=1.0, max_steps=2, seed=0),
     )
@@ -83,7 +84,7 @@ def measure(stage: int, precision: str, rank: int, world_size: int, folder: str)
     engine.basic_optimizer.register_step_pre_hook(sample)
     rows = torch.randint(0, 64, (MICRO, 8))
     for _ in range(4):
-        engine.backward(engine(input_ids=rows, labels=rows).loss, scale_wrt_gas=False)
+        engine.backward(engine({"input_ids": rows, "labels": rows}), scale_wrt_gas=False)
         sample()
         engine.step()
     gc.collect()

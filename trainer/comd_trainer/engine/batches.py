@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from threading import Lock
 
 import torch
 from PIL import Image
@@ -10,11 +12,15 @@ from PIL import Image
 from comd_api.exit_codes import BadDataError
 from comd_trainer.data.images import BadImageError
 from comd_trainer.data.rows import Turn
+from comd_trainer.engine.layout import packs
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import IGNORED, Encoded, answer_ids, encode_prompt, encode_text, end_mark, stack
 
 MEMO_BYTES = 256 * 2**20
 """How much of what was encoded is kept for later epochs, on each rank. Small pools fit whole; of large ones the rest is encoded anew."""
+
+LETTERS_PER_TOKEN = 4
+"""Of English, about. Lengths are estimated with it where only their order matters."""
 
 
 class RowError(ValueError):
@@ -35,9 +41,24 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Made:
+    """A row as model inputs, or why there are none."""
+
+    id: str
+    encoded: Encoded | None
+    problem: str = ""
+    shows_image: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        assert self.encoded is not None, "a row that can be used"
+        return int(self.encoded["input_ids"].shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     inputs: Encoded
-    """Padded on the right, with `labels`; on the CPU."""
+    """With `labels`; on the CPU. Rows padded on the right with an `attention_mask`, or packed with `position_ids` (layout.py)."""
     rows: tuple[str, ...]
     """Ids of the rows that are in it."""
     dropped: dict[str, str]
@@ -48,43 +69,70 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Collator:
-    """Turns the rows of a micro-batch into model inputs."""
+    """Turns rows into model inputs. Several threads may use it at once."""
 
     loaded: LoadedModel
     open_image: Callable[[str], Image.Image]
     max_length: int
     _memo: dict[str, Encoded] = field(default_factory=dict)
     _memo_bytes: list[int] = field(default_factory=lambda: [0])
+    _memo_lock: Lock = field(default_factory=Lock)
 
     def __call__(self, examples: Sequence[Example]) -> MicroBatch:
-        """Rows that can't be used are left out. Where no image is left, a masked row with a blank one joins: every rank must run the
-        same modules (ZeRO-3 gathers parameters as they are used, ZeRO-2 reduces gradients as they come)."""
-        rows: list[Encoded] = []
-        used, dropped, num_images = [], {}, 0
-        for example in examples:
-            try:
-                rows.append(self._encode_once(example))
-                used.append(example.id)
-                num_images += example.image is not None
-            except (RowError, BadImageError) as error:
-                dropped[example.id] = str(error)
-        sees_images = self.loaded.kind == "image-text-to-text"
-        if not rows or (sees_images and not any("pixel_values" in row for row in rows)):
-            rows.append(self.blank())
-        inputs = stack(rows, side="right", pad_token_id=self.loaded.pad_token_id)
-        return MicroBatch(inputs=inputs, rows=tuple(used), dropped=dropped, num_images=num_images)
+        return self.padded([self.make(example) for example in examples])
 
-    def _encode_once(self, example: Example) -> Encoded:
-        """`encode`, or what it gave in an earlier epoch."""
+    def padded(self, rows: Sequence[Made]) -> MicroBatch:
+        """One micro-batch. Rows that can't be used are left out. Where no image is left, a masked row with a blank one joins: every rank
+        must run the same modules (ZeRO-3 gathers parameters as they are used, ZeRO-2 reduces gradients as they come)."""
+        return self._batch(rows, partial(stack, side="right"))
+
+    def packed(self, rows: Sequence[Made], *, limit: int) -> list[MicroBatch]:
+        """As few micro-batches of one sequence as hold all rows, each of at most `limit` tokens, but for the blank row that may join."""
+        good = [row for row in rows if row.encoded is not None]
+        found = packs([row.num_tokens for row in good], limit=limit) or [[]]
+        groups = [[good[place] for place in places] for places in found]
+        groups[0] += [row for row in rows if row.encoded is None]
+        return [self._batch(group, pack) for group in groups]
+
+    def make(self, example: Example) -> Made:
+        """The row as model inputs, or why it can't be used; from memory where an earlier epoch made it."""
         found = self._memo.get(example.id)
-        if found is not None:
-            return found
-        row = self.encode(example)
+        if found is None:
+            try:
+                found = self.encode(example)
+            except (RowError, BadImageError) as error:
+                return Made(id=example.id, encoded=None, problem=str(error))
+            self._remember(example.id, found)
+        return Made(id=example.id, encoded=found, shows_image=example.image is not None)
+
+    def estimate(self, example: Example) -> int:
+        """About how many tokens a row has, from its text alone: what all ranks can agree on before anyone has made the row."""
+        letters = sum(len(turn.text) for turn in example.turns) + len(example.answer)
+        return min(self.max_length, 1 + letters // LETTERS_PER_TOKEN + (self._image_tokens if example.image else 0))
+
+    def blank_batch(self) -> MicroBatch:
+        """Computed so that a rank which has less to do keeps in step with the others."""
+        return self.padded([])
+
+    def _batch(self, rows: Sequence[Made], put_together: Callable[..., Encoded]) -> MicroBatch:
+        good = [row for row in rows if row.encoded is not None]
+        encoded = [row.encoded for row in good if row.encoded is not None]
+        sees_images = self.loaded.kind == "image-text-to-text"
+        if not encoded or (sees_images and not any("pixel_values" in row for row in encoded)):
+            encoded.append(self.blank)
+        return MicroBatch(
+            inputs=put_together(encoded, pad_token_id=self.loaded.pad_token_id),
+            rows=tuple(row.id for row in good),
+            dropped={row.id: row.problem for row in rows if row.encoded is None},
+            num_images=sum(row.shows_image for row in good),
+        )
+
+    def _remember(self, name: str, row: Encoded) -> None:
         size = sum(value.nbytes for value in row.values())
-        if self._memo_bytes[0] + size <= MEMO_BYTES:
-            self._memo[example.id] = row
-            self._memo_bytes[0] += size
-        return row
+        with self._memo_lock:
+            if name not in self._memo and self._memo_bytes[0] + size <= MEMO_BYTES:
+                self._memo[name] = row
+                self._memo_bytes[0] += size
 
     def encode(self, example: Example) -> Encoded:
         """Inputs and `labels` of one row, (1, length). Raises RowError and BadImageError."""
@@ -99,6 +147,7 @@ class Collator:
             raise RowError(f"its prompt alone has {num_prompt} tokens, and training.maxLength is {self.max_length}")
         return join(prompt, answer[:room])
 
+    @cached_property
     def blank(self) -> Encoded:
         """A row that is computed and counts for nothing."""
         question = (Turn(role="user", text="."),)
@@ -108,6 +157,12 @@ class Collator:
         row["labels"] = torch.full_like(row["labels"], IGNORED)
         return row
 
+    @cached_property
+    def _image_tokens(self) -> int:
+        """Of a small image: exact for models that bring all images to one size."""
+        token = self.loaded.image_token_id
+        return self.blank["input_ids"].flatten().tolist().count(token)
+
     def _prompt(self, example: Example, image: Image.Image | None) -> Encoded:
         if example.turns:
             return encode_prompt(self.loaded, example.turns, image)
@@ -115,6 +170,17 @@ class Collator:
         if image is None or token is None:
             raise RowError("it has no question, and plain rows start with an image that the processor has a token for")
         return encode_text(self.loaded, token, image)
+
+
+def pack(rows: Sequence[Encoded], *, pad_token_id: int) -> Encoded:
+    """Rows (1, L_i) joined end to end as one (1, sum of L_i). Positions restart at each row, and there is no `attention_mask`: so
+    transformers sees that rows must not see each other (`masking_utils.find_packed_sequence_indices`). No row predicts the next
+    one's first token, which is never supervised."""
+    padded = stack(rows, side="right", pad_token_id=pad_token_id)
+    present = padded.pop("attention_mask").bool()
+    packed = {name: value[present][None] if value.shape == present.shape else value for name, value in padded.items()}
+    packed["position_ids"] = (present.long().cumsum(dim=1) - 1)[present][None]
+    return packed
 
 
 def join(prompt: Encoded, answer: Sequence[int]) -> Encoded:

@@ -14,7 +14,8 @@ def num_micro_batches(*, batch_size: int, micro_batch_size: int, world_size: int
 def deepspeed_config(training: Training, *, batch_size: int, world_size: int) -> dict[str, Any]:
     """The whole configuration. Gradients are averaged over ranks (the loss is scaled for it, see loss.py), and never divided by
     the number of micro-batches; learning rate and optimizer are ours."""
-    micro = training.micro_batch_size
+    # Packed, a forward pass holds as many rows as it may: what is said here is the least, one.
+    micro = training.micro_batch_size if training.packing is None else 1
     steps = num_micro_batches(batch_size=batch_size, micro_batch_size=micro, world_size=world_size)
     zero: dict[str, Any] = {"stage": training.deepspeed.zero_stage}
     if training.deepspeed.zero_stage in (1, 2):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,19 @@ from comd_trainer.context import PhaseContext, PreemptedError
 from comd_trainer.data.seeds import derive
 from comd_trainer.engine.batches import Collator, Example, MicroBatch, check_share
 from comd_trainer.engine.checkpoint import Checkpoints, TrainState
-from comd_trainer.engine.deepspeed_config import deepspeed_config, num_micro_batches
+from comd_trainer.engine.deepspeed_config import deepspeed_config
+from comd_trainer.engine.feed import MAX_THREADS, Feed, step_maker
 from comd_trainer.engine.flops import cost_of
-from comd_trainer.engine.loss import summed_loss, takes_logits_to_keep
-from comd_trainer.engine.order import Order, micro_batches
+from comd_trainer.engine.loss import LossModel, takes_hidden_states
+from comd_trainer.engine.order import Order
+from comd_trainer.engine.proofs import check_packing
 from comd_trainer.engine.report import Report, StepSize, size_of
 from comd_trainer.engine.schedule import learning_rate
 from comd_trainer.models.load import LoadedModel
 from comd_trainer.models.prompts import to_device
+
+TRIED_ROWS = 8
+"""How many rows are looked at for two that show what the model allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,93 +73,98 @@ def train(
     training = plan.training
     order = Order(num_rows=len(examples), batch_size=plan.batch_size, seed=plan.seed)
     num_steps = order.num_steps(epochs=plan.epochs, max_steps=plan.max_steps)
-    num_micro = num_micro_batches(
-        batch_size=plan.batch_size, micro_batch_size=training.micro_batch_size, world_size=ctx.world_size
-    )
     collate = Collator(loaded=loaded, open_image=open_image, max_length=training.max_length)
-    keeps_logits = takes_logits_to_keep(loaded.model)
+    loss_model = try_out(loaded, collate, examples, training=training)
     torch.manual_seed(derive(plan.seed, "dropout", ctx.rank))
     cost = cost_of(loaded.model)
-    engine = start_engine(ctx, loaded, parameters, plan)
+    engine = start_engine(ctx, loss_model, parameters, plan)
     checkpoints = Checkpoints(ctx, zero_stage=training.deepspeed.zero_stage)
     state = checkpoints.resume(engine)
     ctx.progress.start(total=num_steps, unit="steps", done=state.step)
     report = Report(ctx, num_steps=num_steps, cost=cost, device=engine.device)
 
-    while state.step < num_steps:
-        rows = order.batch(state.step)
-        mine = micro_batches(
-            rows,
-            rank=ctx.rank,
-            world_size=ctx.world_size,
-            micro_batch_size=training.micro_batch_size,
-            num_micro=num_micro,
-        )
-        began = time.monotonic()
-        batches = [collate([examples[row] for row in micro]) for micro in mine]
-        report.waited(time.monotonic() - began)
-        own = size_of(batches, image_token_id=loaded.image_token_id)
-        *numbers, stops = summed(engine.device, *own.numbers(), int(ctx.stop_asked()))
-        size = StepSize.of_numbers(numbers)
-        if stops:
-            checkpoints.save(engine, state)
-            # The first rank that ends makes the launcher kill the others, after a while: nobody ends before all shares are there.
-            dist.barrier()
-            raise PreemptedError(
-                f"stopped by request after step {state.step} of {num_steps}; the next attempt goes on from there"
+    make_step = step_maker(collate, examples, order=order, training=training, rank=ctx.rank, world_size=ctx.world_size)
+    num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // ctx.num_local_ranks))
+
+    with Feed(make_step, first=state.step, last=num_steps, num_threads=num_threads) as feed:
+        while state.step < num_steps:
+            began = time.monotonic()
+            batches = feed.take()
+            report.waited(time.monotonic() - began)
+            own = size_of(batches, image_token_id=loaded.image_token_id)
+            of_ranks = gathered(engine.device, *own.numbers(), int(ctx.stop_asked()), len(batches))
+            *numbers, stops, _ = of_ranks.sum(dim=0).tolist()
+            batches += [collate.blank_batch()] * (int(of_ranks[:, -1].max()) - len(batches))
+            size = StepSize.of_numbers(numbers)
+            if stops:
+                checkpoints.save(engine, state)
+                # The first rank that ends makes the launcher kill the others, after a while: nobody ends before all shares are there.
+                dist.barrier()
+                raise PreemptedError(
+                    f"stopped by request after step {state.step} of {num_steps}; the next attempt goes on from there"
+                )
+
+            rate = learning_rate(
+                state.step,
+                num_steps=num_steps,
+                peak=plan.learning_rate,
+                scheduler=training.scheduler,
+                warmup_ratio=training.warmup_ratio,
+                min_ratio=training.min_learning_rate_ratio,
             )
-
-        rate = learning_rate(
-            state.step,
-            num_steps=num_steps,
-            peak=plan.learning_rate,
-            scheduler=training.scheduler,
-            warmup_ratio=training.warmup_ratio,
-            min_ratio=training.min_learning_rate_ratio,
-        )
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
-        sums = []
-        for number, batch in enumerate(batches, start=1):
-            inputs = to_device(batch.inputs, device=engine.device, dtype=loaded.model.dtype)
-            loss_sum = summed_loss(engine, inputs, keeps_logits=keeps_logits)
-            # DeepSpeed averages gradients over the ranks; the loss is a mean over the tokens of all of them.
-            engine.backward(loss_sum * (ctx.world_size / max(1, size.supervised)), scale_wrt_gas=False)
-            sums.append(loss_sum.detach())
-            if number == num_micro:
-                loss = summed(engine.device, float(torch.stack(sums).sum()))[0] / max(1, size.supervised)
-                refuse_non_finite("loss", loss, step=state.step, batches=batches, sums=sums)
-                plain_norm = gradient_norm(parameters) if engine.optimizer is engine.basic_optimizer else None
+            for group in engine.optimizer.param_groups:
+                group["lr"] = rate
+            sums = []
+            for number, batch in enumerate(batches, start=1):
+                engine.set_gradient_accumulation_boundary(number == len(batches))
+                loss_sum = engine(to_device(batch.inputs, device=engine.device, dtype=loaded.model.dtype))
+                # DeepSpeed averages gradients over the ranks; the loss is a mean over the tokens of all of them.
+                engine.backward(loss_sum * (ctx.world_size / max(1, size.supervised)), scale_wrt_gas=False)
+                sums.append(loss_sum.detach())
+            own_loss = float(torch.stack(sums).sum())
+            loss = float(gathered(engine.device, own_loss).sum()) / max(1, size.supervised)
+            refuse_non_finite("loss", loss, step=state.step, batches=batches, sums=sums)
+            plain_norm = gradient_norm(parameters) if engine.optimizer is engine.basic_optimizer else None
             engine.step()
-        grad_norm = plain_norm if plain_norm is not None else float(engine.get_global_grad_norm() or 0.0)
-        if (
-            training.precision != "fp16"
-        ):  # There an overflow is expected: DeepSpeed skips the step and scales the loss down.
-            refuse_non_finite("gradient norm", grad_norm, step=state.step, batches=batches, sums=sums)
+            grad_norm = plain_norm if plain_norm is not None else float(engine.get_global_grad_norm() or 0.0)
+            if (
+                training.precision != "fp16"
+            ):  # There an overflow is expected: DeepSpeed skips the step and scales the loss down.
+                refuse_non_finite("gradient norm", grad_norm, step=state.step, batches=batches, sums=sums)
 
-        state.step += 1
-        state.losses.append(loss)
-        state.num_tokens += int(size.supervised)
-        state.num_dropped += int(size.dropped)
-        for batch in batches:
-            state.dropped.update(batch.dropped)
-        check_share(
-            num_dropped=state.num_dropped,
-            num_seen=order.num_seen(state.step),
-            num_rows=order.num_rows,
-            max_fraction=plan.max_bad_row_fraction,
-            reasons=state.dropped,
-        )
-        report(state, size, loss=loss, rate=rate, grad_norm=grad_norm)
-        if state.step % training.checkpoint_steps == 0 and state.step < num_steps:
-            checkpoints.save(engine, state)
+            state.step += 1
+            state.losses.append(loss)
+            state.num_tokens += int(size.supervised)
+            state.num_dropped += int(size.dropped)
+            for batch in batches:
+                state.dropped.update(batch.dropped)
+            check_share(
+                num_dropped=state.num_dropped,
+                num_seen=order.num_seen(state.step),
+                num_rows=order.num_rows,
+                max_fraction=plan.max_bad_row_fraction,
+                reasons=state.dropped,
+            )
+            report(state, size, loss=loss, rate=rate, grad_norm=grad_norm)
+            if state.step % training.checkpoint_steps == 0 and state.step < num_steps:
+                checkpoints.save(engine, state)
 
     state.dropped = merged(state.dropped)
     return Outcome(engine=engine, state=state)
 
 
+def try_out(loaded: LoadedModel, collate: Collator, examples: Sequence[Example], *, training: Training) -> LossModel:
+    """The model with the loss that it allows, as the first rows show it; packing is refused where they must not be packed."""
+    made = [collate.make(example).encoded for example in examples[:TRIED_ROWS]]
+    first, second, *_ = [*[row for row in made if row is not None], collate.blank, collate.blank]
+    if training.packing is not None:
+        check_packing(loaded, first, second)
+    batch = to_device(first, device=loaded.device, dtype=loaded.model.dtype)
+    return LossModel(loaded.model, chunked=takes_hidden_states(loaded.model, batch))
+
+
 def start_engine(
-    ctx: PhaseContext, loaded: LoadedModel, parameters: Sequence[tuple[str, torch.nn.Parameter]], plan: Plan
+    ctx: PhaseContext, loss_model: LossModel, parameters: Sequence[tuple[str, torch.nn.Parameter]], plan: Plan
 ) -> Any:
     """DeepSpeed's engine around the model, in training mode. Only `parameters` learn; matrices alone are decayed."""
     training = plan.training
@@ -161,8 +172,7 @@ def start_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if training.gradient_checkpointing:
-        model: Any = loaded.model
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loss_model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     groups = [
         {"params": [value for _, value in parameters if value.dim() >= 2], "weight_decay": training.weight_decay},
         {"params": [value for _, value in parameters if value.dim() < 2], "weight_decay": 0.0},
@@ -174,7 +184,7 @@ def start_engine(
         eps=1e-8,
     )
     engine, *_ = deepspeed.initialize(
-        model=loaded.model,
+        model=loss_model,
         optimizer=optimizer,
         config=deepspeed_config(training, batch_size=plan.batch_size, world_size=ctx.world_size),
         dist_init_required=False,
@@ -192,11 +202,12 @@ def gradient_norm(parameters: Sequence[tuple[str, torch.nn.Parameter]]) -> float
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
-def summed(device: torch.device, *values: float) -> list[float]:
-    """Sums over all ranks, in one collective. Exact for counts up to 2**53."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return [float(value) for value in total.tolist()]
+def gathered(device: torch.device, *values: float) -> torch.Tensor:
+    """Numbers of all ranks, in one collective: (ranks, values), on the CPU. Exact for counts up to 2**53."""
+    own = torch.tensor(values, dtype=torch.float64, device=device)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    return torch.stack(parts).cpu()
 
 
 def merged(dropped: dict[str, str]) -> dict[str, str]:

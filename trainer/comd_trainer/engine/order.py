@@ -46,16 +46,3 @@ class Order:
 def permutation(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
     """Order of the rows in one epoch."""
     return rng(seed, "order", epoch).permutation(num_rows)
-
-
-def micro_batches(
-    batch: list[int], *, rank: int, world_size: int, micro_batch_size: int, num_micro: int
-) -> list[list[int]]:
-    """This rank's share of a global batch, as `num_micro` micro-batches of up to `micro_batch_size` rows.
-
-    Every rank gets the same number, some perhaps empty: forward passes are collective under ZeRO-3, and gradients are reduced
-    after the same number of them everywhere.
-    """
-    assert len(batch) <= num_micro * world_size * micro_batch_size, "the batch does not fit"
-    slots = [(micro * world_size + rank) * micro_batch_size for micro in range(num_micro)]
-    return [batch[slot : slot + micro_batch_size] for slot in slots]

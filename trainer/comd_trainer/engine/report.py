@@ -14,6 +14,7 @@ from comd_trainer.engine.batches import MicroBatch
 from comd_trainer.engine.checkpoint import TrainState
 from comd_trainer.engine.flops import Cost, half_peak
 from comd_trainer.engine.loss import num_supervised
+from comd_trainer.models.prompts import Encoded
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,18 @@ def size_of(batches: Sequence[MicroBatch], *, image_token_id: int | None) -> Ste
     return StepSize(
         supervised=sum(num_supervised(batch.inputs) for batch in batches),
         dropped=sum(len(batch.dropped) for batch in batches),
-        tokens=sum(int(batch.inputs["attention_mask"].sum()) for batch in batches),
+        tokens=sum(num_tokens(batch.inputs) for batch in batches),
         image_tokens=sum(int((batch.inputs["input_ids"] == image_token_id).sum()) for batch in batches)
         if image_token_id is not None
         else 0,
         images=sum(batch.num_images for batch in batches),
     )
+
+
+def num_tokens(inputs: Encoded) -> int:
+    """Without padding; packed rows have none."""
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 class Report:

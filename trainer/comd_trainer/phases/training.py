@@ -39,7 +39,7 @@ def student_recipe(spec: RunSpec, fingerprints: Mapping[str, str]) -> dict[str, 
 def training_recipe(spec: RunSpec) -> dict[str, Any]:
     """The numbers that every training phase shares, without those that change cost and not the student."""
     own = {"learningRate", "batchSize", "epochs", "maxSteps", "firstRound", "trainable"}
-    cost = {"microBatchSize", "gradientCheckpointing", "checkpointSteps", "deepspeed"}
+    cost = {"microBatchSize", "packing", "gradientCheckpointing", "checkpointSteps", "deepspeed"}
     return {name: value for name, value in spec.training.to_wire().items() if name not in own | cost}
 
 
